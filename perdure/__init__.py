@@ -1,0 +1,1 @@
+"""Perdure: AI agents as microservices, whose work outlives the process that does it."""

@@ -1,0 +1,63 @@
+"""What the environment says: the well-known variables keep their meaning, Perdure's own begin with `PERDURE_`."""
+
+from __future__ import annotations
+
+import os
+import socket
+from functools import lru_cache
+from pathlib import Path
+from typing import Literal
+from uuid import uuid4
+
+from pydantic import AliasChoices, Field
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+DEFAULT_NATS_URL = "nats://127.0.0.1:4222"
+DEFAULT_DATABASE_URL = "postgresql://perdure@127.0.0.1:5432/perdure"
+DEFAULT_REDIS_URL = "redis://127.0.0.1:6379/0"
+
+
+def _shared(name: str) -> AliasChoices:
+    """A variable that other programs use too, so it has no prefix."""
+    return AliasChoices(name, name.lower())
+
+
+class Settings(BaseSettings):
+    """The settings of one process, read once at its start. Durations are seconds, sizes are bytes."""
+
+    model_config = SettingsConfigDict(env_prefix="PERDURE_", extra="ignore", populate_by_name=True)
+
+    # -- where the platform is --
+    nats_url: str = Field(DEFAULT_NATS_URL, validation_alias=_shared("NATS_URL"))
+    database_url: str = Field(DEFAULT_DATABASE_URL, validation_alias=_shared("DATABASE_URL"))
+    redis_url: str = Field(DEFAULT_REDIS_URL, validation_alias=_shared("REDIS_URL"))
+    consul_http_addr: str | None = Field(None, validation_alias=_shared("CONSUL_HTTP_ADDR"))
+    consul_http_token: str | None = Field(None, validation_alias=_shared("CONSUL_HTTP_TOKEN"), repr=False)
+    home: Path = Path(".perdure")
+
+    # -- this process --
+    instance_id: str = Field(default_factory=lambda: f"{socket.gethostname()}-{os.getpid()}-{uuid4().hex[:6]}")
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+    log_format: Literal["auto", "json", "console"] = "auto"
+    drain_timeout: float = Field(20.0, gt=0)
+
+    # -- Postgres --
+    pool_size: int = Field(8, ge=2, le=200)
+    statement_timeout: float = Field(30.0, gt=0)
+
+    # -- the engine --
+    lease_seconds: float = Field(5.0, gt=0.2)
+    run_slots: int = Field(512, ge=1, description="runs that one process holds in memory at a time")
+    run_max_attempts: int = Field(10, ge=1)
+    sweep_interval: float = Field(1.0, gt=0, description="how often the scheduler looks for work that nobody woke")
+    redispatch_after: float = Field(3.0, gt=0, description="age of a pending run's last wake-up before the next")
+    max_payload: int = Field(1_000_000, ge=1024, description="largest task, result or message")
+
+    # -- configuration --
+    config_poll_interval: float = Field(30.0, gt=0, description="how often configuration is compared anyway")
+
+
+@lru_cache(maxsize=1)
+def load_settings() -> Settings:
+    """The settings of this process; the environment is read on the first call."""
+    return Settings()

@@ -1,0 +1,62 @@
+"""Connections to Postgres, with the deadlines that asyncpg does not have of its own."""
+
+from __future__ import annotations
+
+from typing import TypeAlias
+
+import asyncpg
+
+from perdure.errors import SetupError
+from perdure.settings import Settings
+
+Pool: TypeAlias = "asyncpg.Pool[asyncpg.Record]"
+Connection: TypeAlias = "asyncpg.Connection[asyncpg.Record]"
+
+
+def _server_settings(settings: Settings, role: str) -> dict[str, str]:
+    return {
+        "application_name": f"perdure {role}"[:63],
+        "statement_timeout": f"{int(settings.statement_timeout * 1000)}ms",
+        "lock_timeout": f"{int(settings.statement_timeout * 500)}ms",
+        "idle_in_transaction_session_timeout": "60s",
+        "timezone": "UTC",
+    }
+
+
+async def create_pool(settings: Settings, role: str, *, size: int | None = None) -> Pool:
+    """A pool for the queries of one process. `role` is shown in `pg_stat_activity`.
+
+    Raises `SetupError` when the database cannot be reached, naming the address (never the password).
+    """
+    try:
+        return await asyncpg.create_pool(
+            settings.database_url,
+            min_size=1,
+            max_size=size or settings.pool_size,
+            command_timeout=settings.statement_timeout + 5,
+            server_settings=_server_settings(settings, role),
+        )
+    except (OSError, asyncpg.PostgresError, TimeoutError, ValueError) as error:
+        raise SetupError(unreachable(settings, error)) from error
+
+
+async def connect_direct(settings: Settings, role: str) -> Connection:
+    """One connection outside any pool, for locks and LISTEN, which a pool would hand to someone else.
+
+    Raises what asyncpg raises: whoever holds such a connection also holds the loop that gets a new one.
+    """
+    return await asyncpg.connect(
+        settings.database_url,
+        timeout=10,
+        command_timeout=settings.statement_timeout,
+        server_settings=_server_settings(settings, role),
+    )
+
+
+def unreachable(settings: Settings, error: BaseException) -> str:
+    """The sentence for a database that does not answer, without its password."""
+    where = settings.database_url.rpartition("@")[2] or settings.database_url
+    return (
+        f"Postgres at {where} cannot be used: {str(error) or type(error).__name__}. "
+        "Check DATABASE_URL, or start the platform with `perdure up`."
+    )

@@ -1,0 +1,125 @@
+"""Every NATS subject, stream and consumer that Perdure uses, in one place."""
+
+from __future__ import annotations
+
+import re
+from typing import Final
+
+# -- configuration ----------------------------------------------------------------------------------------------------
+CONFIG_UPDATE: Final = "config.update"
+CONFIG_GET: Final = "config.get"
+CONFIG_SET: Final = "config.set"
+CONFIG_HISTORY: Final = "config.history"
+CONFIG_ROLLBACK: Final = "config.rollback"
+CONFIG_APPLIED: Final = "config.applied"
+CONFIG_SCHEMA: Final = "config.schema"
+
+# -- runs -------------------------------------------------------------------------------------------------------------
+RUN_START: Final = "run.start"
+RUN_ASK: Final = "run.ask"
+RUN_EVENTS: Final = "run.events"
+RUN_ENDED: Final = "run.ended"
+TASK: Final = "task"
+WORK: Final = "work"
+PROCESS: Final = "process"
+
+# -- streams. None covers a request subject: a stream would answer the request with its own acknowledgement. ----------
+STREAM_WORK: Final = "WORK"
+STREAM_TASKS: Final = "TASKS"
+STREAM_EVENTS: Final = "RUN_EVENTS"
+
+# -- queue groups -----------------------------------------------------------------------------------------------------
+QUEUE_CONFIG: Final = "config-manager"
+QUEUE_SCHEDULER: Final = "scheduler"
+
+AGENT_NAME: Final = re.compile(r"[a-z0-9][a-z0-9_-]{0,62}")
+RUN_ID: Final = re.compile(r"[A-Za-z0-9_-]{1,128}")
+
+GLOBAL_LAYER: Final = "*"
+
+
+def agent_name(name: str) -> str:
+    """The form of an agent's name that rows, subjects and routes use: lower case, a space becomes `-`.
+
+    Raises `ValueError` for a name that is still not `[a-z0-9][a-z0-9_-]{0,62}`.
+    """
+    form = name.lower().replace(" ", "-")
+    if not AGENT_NAME.fullmatch(form):
+        raise ValueError(
+            f"agent name {name!r} is not usable: it must match [a-z0-9][a-z0-9_-]{{0,62}} "
+            "(letters, digits, '_' and '-', at most 63, the first a letter or a digit)"
+        )
+    return form
+
+
+def kebab_case(class_name: str) -> str:
+    """`MailSorter` -> `mail-sorter`: the name of an agent that gives none."""
+    words = re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "-", class_name)
+    return words.replace("_", "-").strip("-").lower()
+
+
+def run_id(value: str, *, field: str = "run_id") -> str:
+    """`value` itself if it is a usable run or session id; `ValueError` naming `field` otherwise."""
+    if not RUN_ID.fullmatch(value):
+        raise ValueError(f"{field} {value!r} is not usable: it must match [A-Za-z0-9_-]{{1,128}}")
+    return value
+
+
+def config_get(agent: str) -> str:
+    """Request subject for an agent's configuration."""
+    return f"{CONFIG_GET}.{agent}"
+
+
+def config_set(agent: str) -> str:
+    """Request subject that changes an agent's configuration."""
+    return f"{CONFIG_SET}.{agent}"
+
+
+def config_history(agent: str) -> str:
+    """Request subject for an agent's configuration history."""
+    return f"{CONFIG_HISTORY}.{agent}"
+
+
+def config_rollback(agent: str) -> str:
+    """Request subject that sets an agent's configuration back to a revision."""
+    return f"{CONFIG_ROLLBACK}.{agent}"
+
+
+def config_applied(agent: str) -> str:
+    """Event subject on which each agent process says what became of a change."""
+    return f"{CONFIG_APPLIED}.{agent}"
+
+
+def run_start(agent: str) -> str:
+    """Request subject that accepts a run."""
+    return f"{RUN_START}.{agent}"
+
+
+def run_ask(agent: str) -> str:
+    """Request subject that accepts a run and answers with its outcome."""
+    return f"{RUN_ASK}.{agent}"
+
+
+def run_events(run: str) -> str:
+    """Event subject of one run."""
+    return f"{RUN_EVENTS}.{run}"
+
+
+def run_ended(run: str) -> str:
+    """Wake-up for whoever waits for a run's end; the row in Postgres is what counts."""
+    return f"{RUN_ENDED}.{run}"
+
+
+def task(agent: str) -> str:
+    """JetStream subject on which a plain publish becomes a durable run."""
+    return f"{TASK}.{agent}"
+
+
+def work(agent: str) -> str:
+    """JetStream subject that wakes a replica of an agent for a run."""
+    return f"{WORK}.{agent}"
+
+
+def process_nudge(process_id: str) -> str:
+    """Core subject on which one process is told to look at one of its runs (a signal, a cancel)."""
+    return f"{PROCESS}.{process_id}.nudge"
