@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import socket
 from functools import lru_cache
 from pathlib import Path
@@ -22,6 +23,12 @@ def _shared(name: str) -> AliasChoices:
     return AliasChoices(name, name.lower())
 
 
+def _new_instance_id() -> str:
+    """Who this process is; one token of a NATS subject, so a host's dots become `-`."""
+    host = re.sub(r"[^A-Za-z0-9_-]", "-", socket.gethostname())[:64]
+    return f"{host}-{os.getpid()}-{uuid4().hex[:6]}"
+
+
 class Settings(BaseSettings):
     """The settings of one process, read once at its start. Durations are seconds, sizes are bytes."""
 
@@ -36,7 +43,7 @@ class Settings(BaseSettings):
     home: Path = Path(".perdure")
 
     # -- this process --
-    instance_id: str = Field(default_factory=lambda: f"{socket.gethostname()}-{os.getpid()}-{uuid4().hex[:6]}")
+    instance_id: str = Field(default_factory=_new_instance_id, pattern=r"^[A-Za-z0-9_-]{1,128}$")
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     log_format: Literal["auto", "json", "console"] = "auto"
     drain_timeout: float = Field(20.0, gt=0)

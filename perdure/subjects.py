@@ -22,6 +22,7 @@ RUN_ENDED: Final = "run.ended"
 TASK: Final = "task"
 WORK: Final = "work"
 PROCESS: Final = "process"
+HEALTH: Final = "health"
 
 # -- streams. None covers a request subject: a stream would answer the request with its own acknowledgement. ----------
 STREAM_WORK: Final = "WORK"
@@ -123,3 +124,8 @@ def work(agent: str) -> str:
 def process_nudge(process_id: str) -> str:
     """Core subject on which one process is told to look at one of its runs (a signal, a cancel)."""
     return f"{PROCESS}.{process_id}.nudge"
+
+
+def health(service: str, instance: str) -> str:
+    """Request subject on which one instance of a service tells its health."""
+    return f"{HEALTH}.{service}.{instance}"

@@ -1,0 +1,333 @@
+"""What every process is: connect, declare endpoints, be found, work, drain, close."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import random
+import signal
+import sys
+from collections.abc import Awaitable, Callable, Mapping
+from contextlib import suppress
+from importlib.metadata import PackageNotFoundError
+from importlib.metadata import version as package_version
+from typing import Any, ClassVar, Final
+
+import redis.asyncio
+import structlog
+from nats.aio.client import Client
+
+from perdure import subjects
+from perdure.bus.connection import connect
+from perdure.bus.discovery import Discovery
+from perdure.bus.endpoint import Endpoint, Handler, Request
+from perdure.errors import SetupError
+from perdure.observe.health import Finding, Health, LoopLag
+from perdure.observe.logging import setup_logging
+from perdure.settings import Settings, load_settings
+from perdure.store.postgres import Pool, create_pool
+
+__all__ = ["Request", "Service", "serve"]
+
+HEALTH_INTERVAL: Final = 5.0
+CLOSE_TIMEOUT: Final = 5.0
+FIRST_BACKOFF: Final = 0.1
+LONGEST_BACKOFF: Final = 5.0
+STEADY: Final = 30.0  # seconds a loop must run before its backoff begins anew
+
+
+def _version() -> str:
+    try:
+        return package_version("perdure")
+    except PackageNotFoundError:
+        return "0.0.0"
+
+
+class Service:
+    """One process on the bus.
+
+    A subclass names itself, says what it `needs`, declares its endpoints in `on_start` and may use `spawn` for loops.
+    `nats`, `pool` and `redis` are there from `on_start` to the end of `on_stop`.
+    """
+
+    service_name: ClassVar[str]
+    description: ClassVar[str] = ""
+    version: ClassVar[str] = _version()
+    needs: ClassVar[frozenset[str]] = frozenset({"nats", "postgres", "redis"})
+
+    nats: Client
+    pool: Pool
+    redis: redis.asyncio.Redis
+
+    def __init__(self, settings: Settings | None = None) -> None:
+        self.settings = settings or load_settings()
+        self.instance_id = self.settings.instance_id
+        self.logger = structlog.get_logger().bind(service=self.name, instance=self.instance_id)
+        self.health = Health()
+        self.ready = False
+        self.endpoints: list[Endpoint] = []
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._failing: dict[str, str] = {}
+        self._discovery: Discovery | None = None
+        self._stopping: asyncio.Task[None] | None = None
+        self._stop_asked = asyncio.Event()
+        self._lost: str | None = None
+
+    # -- what a subclass may say -------------------------------------------------------------------------------------
+    @property
+    def name(self) -> str:
+        """The name in `$SRV` and in Consul: letters, digits, `_` and `-`."""
+        return self.service_name
+
+    def metadata(self) -> dict[str, str]:
+        """What `$SRV` and Consul show beside the name; an agent adds `agent` and `config_revision`."""
+        return {"process": os.environ.get("PERDURE_PROCESS") or self.name, "instance": self.instance_id}
+
+    async def on_start(self) -> None:
+        """Called when the resources are there, before the service can be found: declare endpoints here."""
+
+    async def on_stop(self) -> None:
+        """Called when no endpoint takes messages any more, before anything is closed."""
+
+    async def on_reconnect(self) -> None:
+        """Called after each reconnect to NATS: whatever was said in between was missed."""
+
+    # -- life --------------------------------------------------------------------------------------------------------
+    async def start(self) -> None:
+        """Connect what is needed, call `on_start`, register. Raises `SetupError`, and then leaves nothing open."""
+        try:
+            await self._open()
+            await self.on_start()
+            await self._register()
+        except BaseException:
+            await self.stop()
+            raise
+        self.ready = True
+        self.logger.info("ready", action="service.ready", endpoints=len(self.endpoints))
+
+    async def stop(self) -> None:
+        """Drain: take nothing new, finish what runs within `settings.drain_timeout`, then close. Safe to repeat."""
+        if self._stopping is None:
+            self._stopping = asyncio.get_running_loop().create_task(self._shut_down())
+        await asyncio.shield(self._stopping)
+
+    async def run(self) -> None:
+        """Start, serve until SIGTERM, SIGINT or `ask_to_stop`, then stop. A second signal ends the process at once.
+
+        Raises `SetupError` when the connection to NATS was closed for good, so that a supervisor starts it again.
+        """
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self._signalled, number)
+        try:
+            await self.start()
+            await self._stop_asked.wait()
+        finally:
+            await self.stop()
+        if self._lost:
+            raise SetupError(self._lost)
+
+    def ask_to_stop(self) -> None:
+        """Make `run` stop the service and return."""
+        self._stop_asked.set()
+
+    async def endpoint(
+        self,
+        name: str,
+        subject: str,
+        handler: Handler,
+        *,
+        queue: str | None,
+        concurrency: int = 256,
+        metadata: Mapping[str, str] | None = None,
+    ) -> Endpoint:
+        """Answer requests on `subject`, at most `concurrency` at a time, shared with the others of `queue`.
+
+        What `handler` returns is the JSON reply. An `ApiError` travels as it is; of any other exception the caller
+        learns an `error_id` only. A request that finds no slot within a second is answered `rate_limited`.
+        """
+        made = Endpoint(self.nats, name, subject, handler, queue=queue, concurrency=concurrency, metadata=metadata)
+        await made.open()
+        self.endpoints.append(made)
+        return made
+
+    def spawn(self, coroutine_function: Callable[[], Awaitable[None]], *, name: str) -> asyncio.Task[None]:
+        """Run a loop in the background until `stop`: when it fails, that is logged and it begins anew after a while."""
+        task = asyncio.get_running_loop().create_task(self._supervise(coroutine_function, name), name=name)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return task
+
+    # -- inside ------------------------------------------------------------------------------------------------------
+    async def _open(self) -> None:
+        if "nats" in self.needs:
+            self.nats = await connect(
+                self.settings,
+                f"{self.name} {self.instance_id}",
+                on_reconnect=self._reconnected,
+                on_closed=self._closed,
+            )
+            self.health.add("nats", self._check_nats)
+        if "postgres" in self.needs:
+            self.pool = await create_pool(self.settings, self.name)
+            self.health.add("postgres", self._check_postgres)
+        if "redis" in self.needs:
+            from perdure.store.redis import create_redis  # noqa: PLC0415
+
+            self.redis = create_redis(self.settings)
+            self.health.add("redis", self._check_redis, at_worst="warning")  # a cache: work goes on without it
+        lag = LoopLag()
+        self.health.add("event_loop", lag.check)
+        self.health.add("background", self._check_background)
+        self.spawn(lag.measure, name="event-loop-lag")
+
+    async def _register(self) -> None:
+        await self.health.report()
+        self.spawn(self._watch_health, name="health")
+        if "nats" not in self.needs:
+            return
+        subject = subjects.health(self.name, self.instance_id)
+        (await self.endpoint("health", subject, self._tell_health, queue=None)).data = self.health.last
+        self._discovery = Discovery(
+            self.nats,
+            name=self.name,
+            instance_id=self.instance_id,
+            version=self.version,
+            description=self.description,
+            metadata=self.metadata,
+            endpoints=self.endpoints,
+        )
+        await self._discovery.open()
+        await self.nats.flush()
+
+    async def _shut_down(self) -> None:
+        was_ready, self.ready = self.ready, False
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + self.settings.drain_timeout
+        self.logger.info("draining", action="service.draining") if was_ready else None
+        if self._discovery is not None:
+            await self._discovery.close()
+        await asyncio.gather(*(each.close() for each in self.endpoints))
+        await asyncio.gather(*(each.finish(deadline) for each in self.endpoints))
+        try:
+            async with asyncio.timeout(max(deadline - loop.time(), CLOSE_TIMEOUT)):
+                await self.on_stop()
+        except Exception:
+            self.logger.exception("on_stop failed; closing anyway", action="service.on_stop_failed")
+        tasks = list(self._tasks)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        await self._close_resources()
+        self.logger.info("stopped", action="service.stopped") if was_ready else None
+
+    async def _close_resources(self) -> None:
+        if hasattr(self, "nats"):
+            await self._closing("nats", self._close_nats, self.nats.close)
+        if hasattr(self, "pool"):
+            await self._closing("postgres", self.pool.close, self._terminate_pool)
+        if hasattr(self, "redis"):
+            await self._closing("redis", self.redis.aclose, None)
+
+    async def _closing(
+        self, what: str, close: Callable[[], Awaitable[None]], by_force: Callable[[], Awaitable[None]] | None
+    ) -> None:
+        try:
+            async with asyncio.timeout(CLOSE_TIMEOUT):
+                await close()
+        except Exception as error:  # noqa: BLE001 - logged; the process ends either way
+            self.logger.warning("could not close", action="service.not_closed", resource=what, error=repr(error))
+            if by_force is not None:
+                with suppress(Exception):
+                    async with asyncio.timeout(CLOSE_TIMEOUT):
+                        await by_force()
+
+    async def _close_nats(self) -> None:
+        # `drain` raises while reconnecting: then nothing can be sent, and closing is all there is to do.
+        if self.nats.is_connected:
+            await self.nats.drain()
+        elif not self.nats.is_closed:
+            await self.nats.close()
+
+    async def _terminate_pool(self) -> None:
+        self.pool.terminate()
+
+    async def _supervise(self, coroutine_function: Callable[[], Awaitable[None]], name: str) -> None:
+        loop = asyncio.get_running_loop()
+        wait = FIRST_BACKOFF
+        while True:
+            began = loop.time()
+            try:
+                await coroutine_function()
+            except Exception as error:
+                self._failing[name] = str(error) or type(error).__name__
+                self.logger.exception("a background loop failed", action="service.loop_failed", loop=name)
+            else:
+                return
+            wait = FIRST_BACKOFF if loop.time() - began > STEADY else min(wait * 2, LONGEST_BACKOFF)
+            await asyncio.sleep(random.uniform(wait / 2, wait))  # noqa: S311 - jitter, no secret
+            loop.call_later(STEADY, self._failing.pop, name, None)
+
+    def _signalled(self, number: int) -> None:
+        if self._stop_asked.is_set():
+            os._exit(128 + number)
+        self.logger.info("asked to stop", action="service.signalled", signal=signal.Signals(number).name)
+        self._stop_asked.set()
+
+    async def _reconnected(self) -> None:
+        if self.ready:
+            await self.on_reconnect()
+
+    async def _closed(self) -> None:
+        if self._stopping is None:
+            self._lost = "the connection to NATS was closed for good; see the log lines before this one"
+            self.logger.error(self._lost, action="service.nats_closed")
+            self._stop_asked.set()
+
+    async def _watch_health(self) -> None:
+        said = "ok"
+        while True:
+            report = await self.health.report()
+            if report["status"] != said:
+                said = report["status"]
+                bad = {name: each["text"] for name, each in report["checks"].items() if each["status"] != "ok"}
+                self.logger.warning("health changed", action="service.health", status=said, findings=bad)
+            await asyncio.sleep(HEALTH_INTERVAL)
+
+    async def _tell_health(self, _request: Request) -> dict[str, Any]:
+        return await self.health.report()
+
+    async def _check_nats(self) -> Finding:
+        return ("ok", "connected") if self.nats.is_connected else ("critical", "not connected")
+
+    async def _check_postgres(self) -> Finding:
+        await self.pool.fetchval("SELECT 1")
+        return "ok", "answers"
+
+    async def _check_redis(self) -> Finding:
+        await self.redis.ping()
+        return "ok", "answers"
+
+    async def _check_background(self) -> Finding:
+        if self._failing:
+            return "warning", "; ".join(f"{name} failed: {text}" for name, text in sorted(self._failing.items()))
+        return "ok", f"{len(self._tasks)} loops"
+
+
+def serve(service: Service) -> None:
+    """The `main` of a process: logging, the fast event loop, `service.run()`. Exit status 1 when it cannot run."""
+    setup_logging(service.settings, service=service.name)
+    try:
+        with asyncio.Runner(loop_factory=_loop_factory()) as runner:
+            runner.run(service.run())
+    except SetupError as error:
+        service.logger.error(str(error), action="service.setup_failed")  # noqa: TRY400 - the text says it all
+        sys.exit(1)
+
+
+def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
+    try:
+        import uvloop  # noqa: PLC0415 - not on every platform
+    except ImportError:
+        return None
+    return uvloop.new_event_loop
