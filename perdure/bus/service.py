@@ -26,6 +26,7 @@ from perdure.observe.health import Finding, Health, LoopLag
 from perdure.observe.logging import setup_logging
 from perdure.settings import Settings, load_settings
 from perdure.store.postgres import Pool, create_pool
+from perdure.store.redis import create_redis
 
 __all__ = ["Request", "Service", "serve"]
 
@@ -172,8 +173,6 @@ class Service:
             self.pool = await create_pool(self.settings, self.name)
             self.health.add("postgres", self._check_postgres)
         if "redis" in self.needs:
-            from perdure.store.redis import create_redis  # noqa: PLC0415
-
             self.redis = create_redis(self.settings)
             self.health.add("redis", self._check_redis, at_worst="warning")  # a cache: work goes on without it
         lag = LoopLag()

@@ -1,0 +1,185 @@
+"""The requests that Perdure's subjects take, validated where they arrive.
+
+An error on any of them is answered as `{"status": "error", "error": {"code": …, "message": …}}` (`perdure.bus.wire`).
+Fields that a model does not know are ignored, so that newer clients may talk to older services.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Final, Literal, TypeVar
+
+import orjson
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic_core import ErrorDetails
+
+from perdure.errors import InvalidRequest
+from perdure.subjects import AGENT_NAME, RUN_ID
+
+Id = Annotated[str, Field(pattern=f"^{RUN_ID.pattern}$")]
+AgentName = Annotated[str, Field(pattern=f"^{AGENT_NAME.pattern}$")]
+Name = Annotated[str, Field(min_length=1, max_length=256)]
+Revision = Annotated[int, Field(ge=0, lt=2**63)]
+Configurations = dict[Annotated[str, Field(min_length=1, max_length=256)], Any]
+RunStatus = Literal[
+    "pending",
+    "running",
+    "waiting",
+    "paused",
+    "blocked",
+    "needs_review",
+    "completed",
+    "failed",
+    "cancelled",
+    "dead",
+]
+
+SHOWN: Final = 3  # problems named in one error
+
+
+class Message(BaseModel):
+    """What all requests share: immutable, unknown fields ignored."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+
+class RunStart(Message):
+    """`run.start.<agent>`: accept a run. `task` is any JSON, `null` included, and must be there."""
+
+    task: Any
+    workflow: Name = "run"
+    run_id: Id | None = None
+    session_id: Id | None = None
+
+
+class RunAsk(RunStart):
+    """`run.ask.<agent>`: the same, and wait for its outcome, at most `timeout` seconds."""
+
+    timeout: float = Field(60.0, gt=0, le=86_400)
+
+
+class RunRef(Message):
+    """`run.get`, `run.cancel`, `run.resume`: one run."""
+
+    run_id: Id
+
+
+class RunSignal(RunRef):
+    """`run.signal`: a signal to a run; with `id`, the same signal sent twice counts once."""
+
+    name: Name
+    payload: Any = None
+    id: Name | None = None
+
+
+class RunApprove(RunRef):
+    """`run.approve`: a decision about one tool call, bound to the hash of its arguments; `edit` brings new ones."""
+
+    call_id: Name
+    arguments_hash: Name
+    decision: Literal["approve", "deny", "edit"]
+    arguments: dict[str, Any] | None = None
+    reason: str | None = Field(None, max_length=10_000)
+
+
+class RunFork(RunRef):
+    """`run.fork`: a new run that begins as a copy of this one up to `step`."""
+
+    step: Name
+
+
+class RunList(Message):
+    """`run.list`: runs, newest first, `limit` at a time; `cursor` is the `next_cursor` of the page before."""
+
+    agent: AgentName | None = None
+    status: RunStatus | None = None
+    session_id: Id | None = None
+    limit: int = Field(50, ge=1, le=500)
+    cursor: str | None = Field(None, max_length=512)
+
+
+class ConfigGet(Message):
+    """`config.get.<agent>`: the subject names the agent; the body may repeat it."""
+
+    agent_name: str | None = None
+
+
+class ConfigSet(Message):
+    """`config.set.<agent>`: new values by key, `null` to unset; `expected_revision` refuses to overwrite others."""
+
+    configurations: Configurations = Field(min_length=1)
+    expected_revision: Revision | None = None
+    changed_by: str | None = Field(None, max_length=256)
+
+
+class ConfigHistory(Message):
+    """`config.history.<agent>`: the last changes, newest first."""
+
+    limit: int = Field(50, ge=1, le=1000)
+
+
+class ConfigRollback(Message):
+    """`config.rollback.<agent>`: set the agent's configuration back to what it was at `revision`."""
+
+    revision: Revision
+    changed_by: str | None = Field(None, max_length=256)
+
+
+AnyMessage = TypeVar("AnyMessage", bound=Message)
+
+
+def parse(model: type[AnyMessage], data: bytes) -> AnyMessage:
+    """Read `data` (JSON; nothing at all counts as `{}`) as a `model`.
+
+    Raises `InvalidRequest` that names each bad field and what it should be; values are not repeated, as one may be a
+    secret. The character U+0000 is refused here, because no Postgres text can hold it.
+    """
+    try:
+        body = orjson.loads(data or b"{}")
+    except orjson.JSONDecodeError as error:
+        raise InvalidRequest(f"the body is not valid JSON: {error}; send a JSON object") from None
+    if not isinstance(body, dict):
+        raise InvalidRequest(f"the body must be a JSON object, like {_example(model)}")
+    if b"\\u0000" in data and (where := _find_nul(body)) is not None:
+        raise InvalidRequest(f"field {where!r} holds the character U+0000; remove it", fields=[where])
+    try:
+        return model.model_validate(body)
+    except ValidationError as error:
+        problems = error.errors(include_url=False, include_context=False, include_input=False)
+        text = "; ".join(_problem(each) for each in problems[:SHOWN])
+        if len(problems) > SHOWN:
+            text += f"; and {len(problems) - SHOWN} more"
+        raise InvalidRequest(text, fields=[_field(each) for each in problems]) from None
+
+
+def _field(problem: ErrorDetails) -> str:
+    return ".".join(str(part) for part in problem["loc"])
+
+
+def _problem(problem: ErrorDetails) -> str:
+    if problem["type"] == "missing":
+        return f"field {_field(problem)!r} is missing: add it"
+    message = problem["msg"]
+    return f"field {_field(problem)!r}: {message[:1].lower()}{message[1:]}"
+
+
+def _example(model: type[Message]) -> str:
+    needed = [name for name, field in model.model_fields.items() if field.is_required()]
+    return "{" + ", ".join(f'"{name}": …' for name in needed) + "}"
+
+
+def _find_nul(body: dict[str, Any]) -> str | None:
+    """Where a text holds U+0000, as a dotted path; the bytes alone cannot tell it from an escaped backslash."""
+    pending: list[tuple[str, Any]] = list(body.items())
+    if any("\0" in key for key in body):
+        return next(key for key in body if "\0" in key)
+    while pending:
+        path, value = pending.pop()
+        if isinstance(value, str) and "\0" in value:
+            return path
+        if isinstance(value, dict):
+            if any("\0" in key for key in value):
+                return path
+            pending.extend((f"{path}.{key}", each) for key, each in value.items())
+        elif isinstance(value, list):
+            pending.extend((f"{path}.{index}", each) for index, each in enumerate(value))
+    return None
