@@ -22,6 +22,7 @@ from perdure.bus.connection import connect
 from perdure.bus.discovery import Discovery
 from perdure.bus.endpoint import Endpoint, Handler, Request
 from perdure.errors import SetupError
+from perdure.observe.consul import ConsulRegistration
 from perdure.observe.health import Finding, Health, LoopLag
 from perdure.observe.logging import setup_logging
 from perdure.settings import Settings, load_settings
@@ -55,6 +56,8 @@ class Service:
     description: ClassVar[str] = ""
     version: ClassVar[str] = _version()
     needs: ClassVar[frozenset[str]] = frozenset({"nats", "postgres", "redis"})
+    tags: ClassVar[tuple[str, ...]] = ()
+    port: int | None = None  # the TCP port it serves on, for Consul; a service on NATS alone has none
 
     nats: Client
     pool: Pool
@@ -70,6 +73,8 @@ class Service:
         self._tasks: set[asyncio.Task[None]] = set()
         self._failing: dict[str, str] = {}
         self._discovery: Discovery | None = None
+        self._consul: ConsulRegistration | None = None
+        self._consul_task: asyncio.Task[None] | None = None
         self._stopping: asyncio.Task[None] | None = None
         self._stop_asked = asyncio.Event()
         self._lost: str | None = None
@@ -77,7 +82,7 @@ class Service:
     # -- what a subclass may say -------------------------------------------------------------------------------------
     @property
     def name(self) -> str:
-        """The name in `$SRV` and in Consul: letters, digits, `_` and `-`."""
+        """The name in `$SRV` and in Consul (for an agent: the agent's): letters, digits, `_` and `-`."""
         return self.service_name
 
     def metadata(self) -> dict[str, str]:
@@ -183,6 +188,16 @@ class Service:
     async def _register(self) -> None:
         await self.health.report()
         self.spawn(self._watch_health, name="health")
+        self._consul = ConsulRegistration(
+            self.settings,
+            name=self.name,
+            instance_id=self.instance_id,
+            health=self.health.report,
+            meta=lambda: {"version": self.version, **self.metadata()},
+            tags=("perdure", *self.tags),
+            port=self.port,
+        )
+        self._consul_task = self.spawn(self._consul.run, name="consul")
         if "nats" not in self.needs:
             return
         subject = subjects.health(self.name, self.instance_id)
@@ -206,6 +221,7 @@ class Service:
         self.logger.info("draining", action="service.draining") if was_ready else None
         if self._discovery is not None:
             await self._discovery.close()
+        await self._leave_consul()
         await asyncio.gather(*(each.close() for each in self.endpoints))
         await asyncio.gather(*(each.finish(deadline) for each in self.endpoints))
         try:
@@ -219,6 +235,13 @@ class Service:
         await asyncio.gather(*tasks, return_exceptions=True)
         await self._close_resources()
         self.logger.info("stopped", action="service.stopped") if was_ready else None
+
+    async def _leave_consul(self) -> None:
+        if self._consul is None or self._consul_task is None:
+            return
+        self._consul_task.cancel()
+        await asyncio.gather(self._consul_task, return_exceptions=True)
+        await self._consul.deregister()
 
     async def _close_resources(self) -> None:
         if hasattr(self, "nats"):
