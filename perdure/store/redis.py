@@ -1,0 +1,32 @@
+"""The connection to Redis: a cache and a bus for latency, never the truth."""
+
+from __future__ import annotations
+
+from redis.asyncio import Redis
+from redis.asyncio.retry import Retry
+from redis.backoff import ExponentialWithJitterBackoff
+from redis.exceptions import RedisError
+
+from perdure.errors import SetupError
+from perdure.settings import Settings
+
+
+def create_redis(settings: Settings) -> Redis:
+    """A client for `settings.redis_url`, with deadlines. Values come back as bytes.
+
+    It connects on first use, so that a Redis that is down does not stop a process from starting; commands raise
+    `redis.exceptions.RedisError` (or `TimeoutError` of redis) until it is back. A cancelled command drops its
+    connection, so that its late reply never reaches the next caller. Raises `SetupError` for a URL that is none.
+    """
+    try:
+        return Redis.from_url(
+            settings.redis_url,
+            socket_timeout=5.0,
+            socket_connect_timeout=5.0,
+            health_check_interval=10,
+            max_connections=64,
+            retry=Retry(ExponentialWithJitterBackoff(base=0.02, cap=0.5), 2),
+            client_name="perdure",
+        )
+    except (ValueError, RedisError) as error:
+        raise SetupError(f"REDIS_URL is not usable: {error}. It looks like redis://127.0.0.1:6379/0") from error

@@ -1,0 +1,53 @@
+from __future__ import annotations
+
+import asyncpg
+import pytest
+from nats.aio.client import Client
+from redis.asyncio import Redis
+
+from perdure.store.postgres import Pool
+from tests.support import OwnServers, Servers, eventually
+
+
+async def test_each_server_answers(nc: Client, pool: Pool, redis: Redis):
+    assert await nc.jetstream().account_info()
+    assert await pool.fetchval("SELECT 1") == 1
+    assert await redis.ping()
+
+
+async def test_the_database_of_a_test_is_migrated_and_its_own(pool: Pool, servers: Servers):
+    assert await pool.fetchval("SELECT current_database()") == servers.postgres.database
+
+
+async def test_a_killed_nats_server_comes_back_on_its_port_with_its_streams(servers: Servers, nc: Client):
+    js = nc.jetstream()
+    await js.add_stream(name="KEPT", subjects=["kept.>"])
+    before = servers.nats.pid
+    await servers.nats.kill()
+    assert not servers.nats.running
+    await servers.nats.start()
+    assert servers.nats.pid != before
+    await eventually(lambda: nc.is_connected)
+    assert (await js.stream_info("KEPT")).config.name == "KEPT"
+
+
+async def test_a_killed_redis_keeps_what_was_written(servers: Servers, redis: Redis):
+    await redis.set("kept", b"yes")
+    await servers.redis.restart()
+    assert await redis.get("kept") == b"yes"
+
+
+async def test_a_killed_postgres_starts_again_at_once_with_its_rows(own_servers: OwnServers):
+    connection = await asyncpg.connect(own_servers.postgres.url)
+    await connection.execute("CREATE TABLE kept AS SELECT 7 AS n")
+    await connection.execute("CHECKPOINT")
+    await own_servers.postgres.kill()
+    await own_servers.postgres.start()
+    connection = await asyncpg.connect(own_servers.postgres.url)
+    assert await connection.fetchval("SELECT n FROM kept") == 7
+    await connection.close()
+
+
+async def test_a_shared_postgres_may_not_be_killed(servers: Servers):
+    with pytest.raises(AssertionError, match="own_postgres"):
+        await servers.postgres.kill()
