@@ -24,9 +24,6 @@ WHERE revision > $1 AND revision <= $1 + $2::bigint
 GROUP BY revision, agent_name
 ORDER BY revision, agent_name;
 
--- name: listen_channel
-SELECT 'perdure_config';
-
 -- name: try_lead
 -- Never pg_advisory_lock: waiting on it would hold back vacuum.
 SELECT pg_try_advisory_lock(70726475, 1);
@@ -80,13 +77,11 @@ ORDER BY config_key, revision DESC;
 SELECT config_key, config_value, is_active FROM agent_configurations WHERE agent_name = $1;
 
 -- name: history
+-- One page, the newest first, below the cursor ($2, $3, $4).
 SELECT revision, agent_name, config_key, old_value, old_active, new_value, new_active, changed_by, sql_user, changed_at
 FROM config_history
 WHERE agent_name = ANY($1::text[])
-  AND revision < $2
-  AND ($3::text IS NULL OR config_key = $3)
-ORDER BY revision DESC, agent_name, config_key
-LIMIT $4;
-
--- name: oldest_history
-SELECT coalesce(min(revision), 0) FROM config_history;
+  AND (revision, agent_name, config_key) < ($2::bigint, $3::text, $4::text)
+  AND ($5::text IS NULL OR config_key = $5)
+ORDER BY revision DESC, agent_name DESC, config_key DESC
+LIMIT $6;

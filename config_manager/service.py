@@ -1,0 +1,156 @@
+"""The ConfigManager service: answers `config.get`, `config.set`, `config.history` and `config.rollback`."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar, cast
+
+import asyncpg
+import orjson
+
+from config_manager import writes
+from config_manager.database import GONE, SQL, told_as_api_errors
+from config_manager.replies import cursor_of, page_of, part_of
+from config_manager.requests import HIGHEST, Target, body_of, configurations, target_of, text, whole_number
+from config_manager.sync import ConfigSync
+from config_manager.table import ConfigTable, layers_of
+from perdure import subjects
+from perdure.bus.service import Request, Service
+from perdure.errors import InvalidRequest, SetupError
+from perdure.observe.health import Finding
+from perdure.settings import Settings
+from perdure.store.postgres import connect_direct, unreachable
+from perdure.subjects import GLOBAL_LAYER
+
+Reply = dict[str, Any]
+LONGEST_NAME = 200  # of changed_by
+
+
+class ConfigManager(Service):
+    """Serves configuration from memory, writes it to Postgres; `config_manager.sync` broadcasts every revision."""
+
+    service_name: ClassVar[str] = "config-manager"
+    description: ClassVar[str] = "configuration of all agents"
+
+    def __init__(self, settings: Settings | None = None) -> None:
+        super().__init__(settings)
+        self.table = ConfigTable()
+        self.sync: ConfigSync
+
+    async def on_start(self) -> None:
+        """Read the table, then answer. Raises `SetupError` when the tables are not there."""
+        self.sync = ConfigSync(self.settings, self.nats, self.table, instance_id=self.instance_id)
+        try:
+            connection = await connect_direct(self.settings, "config-manager start")
+            try:
+                await self.sync.reload(connection)
+            finally:
+                await connection.close()
+        except (*GONE, asyncpg.PostgresError) as error:
+            raise SetupError(unreachable(self.settings, error)) from error
+        self.health.add("config_listen", self._check_listening, at_worst="warning")
+        for name, subject, handler in (
+            ("get", subjects.CONFIG_GET, self._get),
+            ("set", subjects.CONFIG_SET, self._set),
+            ("history", subjects.CONFIG_HISTORY, self._history),
+            ("rollback", subjects.CONFIG_ROLLBACK, self._rollback),
+        ):
+            # The bare subject takes the agent from the body alone.
+            await self.endpoint(f"{name}-any", subject, handler, queue=subjects.QUEUE_CONFIG)
+            await self.endpoint(name, f"{subject}.>", handler, queue=subjects.QUEUE_CONFIG)
+        self.spawn(self.sync.run, name="config-sync")
+
+    async def _get(self, request: Request) -> Reply:
+        if not request.data and self.sync.listening:  # the usual question, without a body: nothing to parse
+            return self._answer(target_of(request, {}), None, {})
+        body = body_of(request, "min_revision", "part")
+        target = target_of(request, body)
+        least = whole_number(body, "min_revision", default=0, lowest=0, highest=HIGHEST) or 0
+        part = whole_number(body, "part", default=None, lowest=0, highest=100_000)
+        extra = await self._caught_up(least)
+        return self._answer(target, part, extra)
+
+    async def _set(self, request: Request) -> Reply:
+        body = body_of(request, "configurations", "expected_revision", "changed_by")
+        target = target_of(request, body)
+        puts, deletes = configurations(body)
+        await writes.put(
+            self.pool,
+            target.layer,
+            puts,
+            deletes,
+            compare=layers_of(target.agent, target.instance),
+            expected=whole_number(body, "expected_revision", default=None, lowest=0, highest=HIGHEST),
+            changed_by=text(body, "changed_by", longest=LONGEST_NAME) or subjects.CONFIG_SET,
+        )
+        return await self._written(target)
+
+    async def _rollback(self, request: Request) -> Reply:
+        body = body_of(request, "revision", "expected_revision", "changed_by")
+        target = target_of(request, body)
+        revision = whole_number(body, "revision", default=None, lowest=0, highest=HIGHEST)
+        if revision is None:
+            raise InvalidRequest('revision is missing: {"revision": 7} makes the rows what they were at revision 7')
+        await writes.roll_back(
+            self.pool,
+            target.layer,
+            revision,
+            compare=layers_of(target.agent, target.instance),
+            expected=whole_number(body, "expected_revision", default=None, lowest=0, highest=HIGHEST),
+            changed_by=text(body, "changed_by", longest=LONGEST_NAME) or subjects.CONFIG_ROLLBACK,
+        )
+        return await self._written(target)
+
+    async def _history(self, request: Request) -> Reply:
+        body = body_of(request, "limit", "cursor", "key")
+        target = target_of(request, body)
+        limit = whole_number(body, "limit", default=50, lowest=1, highest=1000) or 50
+        cursor = cursor_of(text(body, "cursor", longest=600))
+        key = text(body, "key", longest=255)
+        with told_as_api_errors():
+            rows = await self.pool.fetch(SQL["history"], [target.layer], *cursor, key, limit + 1)
+        entries, following = page_of(rows, limit)
+        revision = self.table.snapshot(target.agent, target.instance).revision
+        return {
+            "status": "success",
+            "agent_name": target.agent,
+            "revision": revision,
+            "history": entries,
+            "next_cursor": following,
+        }
+
+    async def _written(self, target: Target) -> Reply:
+        """The reply after a write: at least what was written, whoever wrote since."""
+        with told_as_api_errors():
+            await self.sync.refresh(self.pool)
+        self.sync.nudge()
+        return self._answer(target, None, {})
+
+    async def _caught_up(self, least: int) -> Reply:
+        """Make the table stand at revision `least` if Postgres does; what has to be said about it otherwise."""
+        if least <= self.table.revision and self.sync.listening:
+            return {}
+        try:
+            await self.sync.refresh(self.pool)
+        except (*GONE, asyncpg.PostgresError) as error:
+            self.logger.warning("answered from memory", action="config.stale_answer", error=str(error))
+            return {"stale": True}
+        # The asker has seen more than this database has: it was restored, or made anew.
+        return {"rewound": True} if least > self.table.revision else {}
+
+    def _answer(self, target: Target, part: int | None, extra: Reply) -> Reply:
+        if target.agent == GLOBAL_LAYER:
+            target = Target(GLOBAL_LAYER)
+        encoded = self.table.encoded(target.agent, target.instance)
+        if extra:
+            encoded = orjson.dumps({**orjson.loads(encoded), **extra})
+        if part is not None or len(encoded) > self.nats.max_payload:
+            revision = self.table.snapshot(target.agent, target.instance).revision
+            piece = part_of(encoded, part, revision=revision, limit=self.nats.max_payload)
+            if piece is not None:
+                return piece
+        return cast("Reply", orjson.Fragment(encoded))  # bytes that `Service` puts into the reply as they are
+
+    async def _check_listening(self) -> Finding:
+        if not self.sync.listening:
+            return "warning", "no LISTEN connection to Postgres: changes are told when it is back"
+        return "ok", "broadcasting" if self.sync.leading else "another one broadcasts"

@@ -1,0 +1,214 @@
+"""Keeps the table in memory level with Postgres, and sees that every revision goes out on NATS.
+
+NOTIFY only makes it quick: after every LISTEN, and at every keep-alive, revisions are compared and read again. One
+ConfigManager, the holder of a session lock, broadcasts; the row `config_broadcast` says how far, and is written after
+NATS has the messages. Another one that sees that row fall behind broadcasts too: a message may repeat, none is lost.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+from collections import deque
+from typing import Any, Final
+
+import asyncpg
+import orjson
+import structlog
+from nats import errors as nats_errors
+from nats.aio.client import Client
+
+from config_manager.database import GONE, SQL
+from config_manager.table import ConfigTable, Notice
+from perdure import subjects
+from perdure.errors import SetupError
+from perdure.settings import Settings
+from perdure.store.postgres import Connection, Pool, connect_direct
+
+CHANNEL: Final = "perdure_config"
+BATCH: Final = 500  # revisions read at a time
+REMEMBERED: Final = 10_000  # notices kept, so that a broadcast needs no second query
+MOST_KEYS: Final = 500  # named in one broadcast
+
+log = structlog.get_logger()
+
+
+class ConfigSync:
+    """One loop that owns one direct connection: LISTEN, the broadcaster's lock, and the way from history to NATS."""
+
+    def __init__(self, settings: Settings, nats: Client, table: ConfigTable, *, instance_id: str) -> None:
+        self.keep_alive = min(5.0, settings.config_poll_interval)  # seconds between comparisons that nothing asked for
+        self.standby_poll = min(1.0, settings.config_poll_interval)  # the same while another one broadcasts
+        self.patience = 2.0  # seconds that another's broadcast may lag before this one helps
+        self.listening = False
+        self.leading = False
+        self._settings = settings
+        self._nats = nats
+        self._table = table
+        self._instance_id = instance_id
+        self._wake = asyncio.Event()
+        self._recent: deque[Notice] = deque()
+        self._said = 0
+        self._lag: tuple[int, float] | None = None
+
+    async def run(self) -> None:
+        """Listen for ever; a lost connection is replaced, and what was missed meanwhile is read."""
+        wait = 0.05
+        while True:
+            try:
+                connection = await connect_direct(self._settings, "config-manager listen")
+            except (*GONE, asyncpg.PostgresError) as error:
+                log.warning("cannot listen to Postgres", action="config.listen_failed", error=_said(error))
+            else:
+                try:
+                    wait = 0.05
+                    await self._watch(connection)
+                except (*GONE, asyncpg.PostgresError) as error:
+                    log.warning("lost the LISTEN connection", action="config.listen_lost", error=_said(error))
+                finally:
+                    self.listening = self.leading = False
+                    connection.terminate()
+            await asyncio.sleep(random.uniform(wait / 2, wait))  # noqa: S311 - jitter, no secret
+            wait = min(wait * 2, 1.0)
+
+    def nudge(self) -> None:
+        """Look now: something was committed."""
+        self._wake.set()
+
+    async def reload(self, connection: Connection) -> None:
+        """Read all rows in one snapshot. Raises `SetupError` when the tables are not there."""
+        before = self._table.revision
+        try:
+            async with connection.transaction(isolation="repeatable_read", readonly=True):
+                revision = await connection.fetchval(SQL["revision"])
+                rows = await connection.fetch(SQL["load_rows"])
+                heads = await connection.fetch(SQL["load_heads"])
+        except asyncpg.UndefinedTableError as error:
+            raise SetupError(f"the database has no configuration tables ({error}); run `perdure migrate`") from None
+        if before <= revision < self._table.revision:
+            return  # `refresh` has been quicker than this read
+        self._table.load(revision, rows, heads)
+        self._recent.clear()
+
+    async def refresh(self, source: Connection | Pool) -> None:
+        """Bring the table to the newest committed revision. Several may do so at once."""
+        while True:
+            began = self._table.revision
+            changes = await source.fetch(SQL["changes_since"], began, BATCH)
+            if began > self._table.revision:
+                continue  # another database has been loaded meanwhile
+            notices = self._table.apply(changes)
+            if len(self._recent) > REMEMBERED:
+                self._recent.clear()
+            self._recent.extend(notices)
+            if not changes or changes[-1]["revision"] < began + BATCH:
+                return
+
+    async def _watch(self, connection: Connection) -> None:
+        connection.add_termination_listener(lambda _connection: self._wake.set())
+        await connection.add_listener(CHANNEL, lambda *_heard: self._wake.set())
+        await self.reload(connection)
+        await self._reconcile(connection)
+        self.listening = True
+        log.info("listening", action="config.listening", revision=self._table.revision, leading=self.leading)
+        while True:
+            woken = await self._woken()
+            self._wake.clear()
+            if woken:
+                await self._advance(connection)
+            else:
+                await self._reconcile(connection)
+
+    async def _woken(self) -> bool:
+        behind = self.leading and self._said < self._table.revision  # NATS was away: try again soon
+        seconds = 0.25 if behind else self.keep_alive if self.leading else self.standby_poll
+        try:
+            async with asyncio.timeout(seconds):
+                await self._wake.wait()
+        except TimeoutError:
+            return False
+        return True
+
+    async def _advance(self, connection: Connection) -> None:
+        """The quick way after a NOTIFY."""
+        await self.refresh(connection)
+        if self.leading or await self._takes_lead(connection):
+            await self._broadcast(connection)
+
+    async def _reconcile(self, connection: Connection) -> None:
+        """The sure way: compare with what the database says, whatever was heard or not."""
+        await self.refresh(connection)
+        if not self.leading:
+            await self._takes_lead(connection)
+        position = await connection.fetchrow(SQL["broadcast_position"])
+        if position is None:
+            raise SetupError("config_broadcast or config_counter has lost its row; run `perdure migrate --check`")
+        if position["newest"] < self._table.revision:  # another database: restored, or made anew
+            await self.reload(connection)
+        if self.leading or self._is_late(position["broadcast"], position["newest"]):
+            self._said = position["broadcast"]
+            await self._broadcast(connection)
+
+    async def _takes_lead(self, connection: Connection) -> bool:
+        if await connection.fetchval(SQL["try_lead"]):
+            self._said = (await connection.fetchrow(SQL["broadcast_position"]) or {"broadcast": 0})["broadcast"]
+            self.leading = True
+            log.info("broadcasting from here on", action="config.leading", instance=self._instance_id)
+        return self.leading
+
+    def _is_late(self, broadcast: int, newest: int) -> bool:
+        """Whether the broadcaster, though it holds its lock, has not moved for a while: stopped, or cut off."""
+        if broadcast >= newest:
+            self._lag = None
+            return False
+        if self._lag is None or self._lag[0] != broadcast:
+            self._lag = (broadcast, time.monotonic())
+        return time.monotonic() - self._lag[1] > self.patience
+
+    async def _broadcast(self, connection: Connection) -> None:
+        while self._said < self._table.revision:
+            if not self._nats.is_connected:
+                return
+            notices = self._remembered() or [
+                Notice(row["revision"], row["agent_name"], tuple(row["keys"]), row["changed_at"])
+                for row in await connection.fetch(SQL["notices_since"], self._said, BATCH)
+            ]
+            last = notices[-1].revision if notices else min(self._said + BATCH, self._table.revision)
+            try:
+                for notice in notices:
+                    await self._nats.publish(subjects.CONFIG_UPDATE, orjson.dumps(_message(notice)))
+                await self._nats.flush(timeout=5)
+            except (nats_errors.Error, TimeoutError) as error:
+                log.warning("NATS did not take a broadcast", action="config.broadcast_failed", error=_said(error))
+                return
+            # Only now: a crash before this line repeats messages, a crash after the line has none to repeat.
+            await connection.execute(SQL["record_broadcast"], last, self._instance_id)
+            self._said = last
+
+    def _remembered(self) -> list[Notice]:
+        """The notices after `_said` if memory has all of them."""
+        if not self._recent or self._recent[0].revision > self._said + 1:
+            return []
+        while self._recent and self._recent[0].revision <= self._said:
+            self._recent.popleft()
+        return list(self._recent)
+
+
+def _message(notice: Notice) -> dict[str, Any]:
+    agent, _, instance = notice.layer.partition("@")
+    message: dict[str, Any] = {
+        "agent_name": agent,
+        "updated_keys": notice.keys[:MOST_KEYS],
+        "timestamp": notice.changed_at.timestamp(),
+        "revision": notice.revision,
+    }
+    if instance:
+        message["instance_id"] = instance
+    if len(notice.keys) > MOST_KEYS:
+        message["more_keys"] = len(notice.keys) - MOST_KEYS
+    return message
+
+
+def _said(error: BaseException) -> str:
+    return str(error) or type(error).__name__

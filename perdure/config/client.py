@@ -1,0 +1,260 @@
+"""The agent's side of configuration: one snapshot that is always whole, always good, and never goes back.
+
+Subscribe first, then read. A message only says that there is something to read: revisions up to the one that is live
+are passed over, bursts become one read, and what is read is validated as a whole before it replaces the snapshot.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Awaitable, Callable, Mapping
+from contextlib import suppress
+from typing import Any, Final
+
+import orjson
+import structlog
+from nats import errors as nats_errors
+from nats.aio.client import Client
+from nats.aio.msg import Msg
+from nats.aio.subscription import Subscription
+from pydantic import BaseModel
+from redis.asyncio import Redis
+
+from perdure import subjects
+from perdure.config.fetch import Fetched, fetch
+from perdure.config.last_known_good import LastKnownGood
+from perdure.config.messages import ConfigUpdate
+from perdure.config.snapshot import AgentConfig
+from perdure.errors import ApiError, SetupError
+from perdure.settings import Settings
+
+OnChange = Callable[[ConfigUpdate, AgentConfig], Awaitable[None]]
+
+START_PATIENCE: Final = 2.0  # seconds that a start waits for a ConfigManager before it takes the last known good
+LONGEST_BACKOFF: Final = 5.0
+CALLBACK: Final = "_handle_config_update"  # the key in `errors` under which a failed callback is told
+
+log = structlog.get_logger()
+
+
+class ConfigClient:
+    """Keeps `snapshot` current for one process of an agent.
+
+    `on_change(update, snapshot)` is awaited after a changed snapshot is live, one at a time, and not at the start;
+    what it raises is told on `config.applied.<agent>` and does not undo the change.
+    """
+
+    def __init__(
+        self,
+        *,
+        nats: Client,
+        redis: Redis,
+        settings: Settings,
+        agent_name: str,
+        instance_id: str,
+        settings_model: type[BaseModel] | None = None,
+        on_change: OnChange | None = None,
+    ) -> None:
+        self._nats = nats
+        self._settings = settings
+        self._agent = agent_name
+        self._instance = instance_id
+        self._model = settings_model
+        self._on_change = on_change
+        self._last_known_good = LastKnownGood(redis, agent_name)
+        self._snapshot: AgentConfig | None = None
+        self._wanted = 0
+        self._heard: ConfigUpdate | None = None
+        self._look = asyncio.Event()
+        self._subscription: Subscription | None = None
+        self._task: asyncio.Task[None] | None = None
+
+    @property
+    def snapshot(self) -> AgentConfig:
+        """The configuration that is live. Raises `SetupError` before `start`."""
+        if self._snapshot is None:
+            raise SetupError("the configuration is read when the agent starts; there is none before")
+        return self._snapshot
+
+    async def start(self, *, patience: float = START_PATIENCE) -> AgentConfig:
+        """Read the first snapshot and keep it current from then on.
+
+        When no ConfigManager answers within `patience` seconds, it is the last known good one from Redis, else the
+        code's defaults: `stale`, until an answer is there. Raises `SetupError` when the agent's `Settings` need values
+        that nobody has written.
+        """
+        self._subscription = await self._nats.subscribe(subjects.CONFIG_UPDATE, cb=self._told)
+        found = await self._first(patience)
+        saved = await self._last_known_good.load()
+        rows, revision = (found.values, found.revision) if found else saved or ({}, 0)
+        try:
+            self._snapshot = AgentConfig.from_row(
+                rows,
+                agent_name=self._agent,
+                revision=revision,
+                settings_model=self._model,
+                last_good=saved[0] if saved else None,
+                stale=found is None or found.stale,
+            )
+        except ValueError as error:
+            await self.stop()
+            raise SetupError(f"agent {self._agent} cannot start on its configuration: {error}") from error
+        if found:
+            await self._keep()
+            await self._tell_applied({})
+        else:
+            log.warning(
+                "no ConfigManager answers; starting on what was known",
+                action="config.started_stale",
+                agent=self._agent,
+                revision=revision,
+                from_redis=saved is not None,
+            )
+            self._look.set()
+        self._task = asyncio.get_running_loop().create_task(self._follow(), name=f"config of {self._agent}")
+        return self._snapshot
+
+    async def stop(self) -> None:
+        """Follow no longer. The snapshot stays."""
+        task, self._task = self._task, None
+        if task is not None:
+            task.cancel()
+            with suppress(asyncio.CancelledError):
+                await task
+        subscription, self._subscription = self._subscription, None
+        if subscription is not None:
+            with suppress(nats_errors.Error):
+                await subscription.unsubscribe()
+
+    async def reconcile(self) -> None:
+        """Read again, whatever was heard: after a reconnect to NATS, messages were missed."""
+        self._look.set()
+
+    async def _told(self, message: Msg) -> None:
+        try:
+            update = ConfigUpdate.parse(message.data)
+        except ValueError as error:
+            log.warning("passed over a message", action="config.bad_update", error=str(error))
+            return
+        if not update.concerns(self._agent, self._instance):
+            return
+        if self._snapshot is not None and update.revision <= self._snapshot.revision:
+            return  # a repeat
+        if update.revision >= self._wanted:
+            self._wanted, self._heard = update.revision, update
+        self._look.set()
+
+    async def _first(self, patience: float) -> Fetched | None:
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + patience
+        wait = 0.02
+        while True:
+            try:
+                left = max(deadline - loop.time(), 0.05)
+                return await fetch(self._nats, self._agent, self._instance, seen=0, timeout=left)
+            except ApiError as error:
+                if loop.time() + wait > deadline:
+                    log.info("config.get failed", action="config.get_failed", agent=self._agent, error=error.message)
+                    return None
+            await asyncio.sleep(wait)
+            wait = min(wait * 2, 0.5)
+
+    async def _follow(self) -> None:
+        """The one task that reads and applies, so that everything happens one at a time."""
+        wait = 0.0
+        while True:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(self._pause() if not wait else wait):
+                    await self._look.wait()
+            self._look.clear()
+            try:
+                await self._read()
+                wait = 0.0
+            except ApiError as error:
+                wait = min(max(wait, 0.05) * 2, LONGEST_BACKOFF) * random.uniform(0.5, 1.0)  # noqa: S311 - jitter
+                log.info("config.get failed", action="config.get_failed", agent=self._agent, error=error.message)
+            except Exception:
+                # A fault of ours must not end the following: the next look may do.
+                wait = LONGEST_BACKOFF
+                log.exception("configuration was not applied", action="config.apply_failed", agent=self._agent)
+
+    def _pause(self) -> float:
+        return self._settings.config_poll_interval * random.uniform(0.8, 1.0)  # noqa: S311 - jitter
+
+    async def _read(self) -> None:
+        seen = self.snapshot.revision
+        found = await fetch(self._nats, self._agent, self._instance, seen=max(seen, self._wanted))
+        update, self._heard = self._heard, None
+        self._wanted = 0
+        if found.revision < seen and not found.rewound:
+            return  # an answer from before
+        if found.revision == seen and not self.snapshot.stale and not self._differs(found.values):
+            return
+        await self._apply(found, update)
+
+    def _differs(self, values: Mapping[str, str]) -> bool:
+        held = self.snapshot.held
+        known = self.snapshot.values
+        return any(values.get(key) != known.get(key) for key in {*values, *known} if key not in held)
+
+    async def _apply(self, found: Fetched, update: ConfigUpdate | None) -> None:
+        before = self.snapshot
+        try:
+            made = AgentConfig.from_row(
+                found.values,
+                agent_name=self._agent,
+                revision=found.revision,
+                settings_model=self._model,
+                last_good=before.values,
+                stale=found.stale,
+            )
+        except ValueError as error:  # nothing of it can be used: all stays as it was
+            self._snapshot = before.at(found.revision, stale=found.stale)
+            await self._tell_applied({"settings": str(error)}, rejected=True)
+            return
+        changed = made.changed_keys(before)
+        self._snapshot = made
+        errors = await self._call_back(made, changed, update) if changed else {}
+        await self._keep()
+        await self._tell_applied(errors)
+
+    async def _call_back(
+        self, made: AgentConfig, changed: tuple[str, ...], update: ConfigUpdate | None
+    ) -> dict[str, str]:
+        if self._on_change is None:
+            return {}
+        found = ConfigUpdate.found(self._agent, changed, made.revision)
+        told = found if update is None else update.now_live(changed, made.revision)
+        try:
+            await self._on_change(told, made)
+        except Exception as error:
+            log.exception("the agent's config callback failed", action="config.callback_failed", agent=self._agent)
+            return {CALLBACK: f"{type(error).__name__}: {error}"}
+        return {}
+
+    async def _keep(self) -> None:
+        await self._last_known_good.save(self.snapshot)
+
+    async def _tell_applied(self, errors: Mapping[str, str], *, rejected: bool = False) -> None:
+        snapshot = self.snapshot
+        for key, why in snapshot.held.items():
+            log.warning(
+                "a bad value is held back",
+                action="config.held",
+                agent=self._agent,
+                key=key,
+                revision=snapshot.revision,
+                why=why,
+            )
+        body: dict[str, Any] = {
+            "agent_name": self._agent,
+            "instance_id": self._instance,
+            "revision": snapshot.revision,
+            "status": "rejected" if rejected or snapshot.held else "applied",
+            "errors": {**snapshot.held, **errors},
+        }
+        try:
+            await self._nats.publish(subjects.config_applied(self._agent), orjson.dumps(body))
+        except nats_errors.Error as error:
+            log.info("config.applied was not sent", action="config.applied_lost", error=str(error))
