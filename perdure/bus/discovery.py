@@ -97,7 +97,7 @@ class Discovery:
 
 
 def _stats(endpoint: Endpoint) -> dict[str, Any]:
-    stats = {
+    return {
         "name": endpoint.name,
         "subject": endpoint.subject,
         "queue_group": endpoint.queue,
@@ -106,7 +106,5 @@ def _stats(endpoint: Endpoint) -> dict[str, Any]:
         "last_error": endpoint.last_error,
         "processing_time": endpoint.processing_time,
         "average_processing_time": endpoint.processing_time // max(1, endpoint.requests),
+        "data": endpoint.data() if endpoint.data is not None else None,
     }
-    if endpoint.data is not None:
-        stats["data"] = endpoint.data()
-    return stats

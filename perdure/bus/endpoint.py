@@ -192,8 +192,11 @@ class Endpoint:
         except asyncio.CancelledError:
             await self._fail(msg, Unavailable("this instance stopped before the work was done; ask again"))
             raise
-        except (Exception, ControlFlow) as error:  # noqa: BLE001 - logged, and told without its text
-            await self._fail(msg, _hidden(error, self.subject))
+        except (Exception, ControlFlow):
+            error_id = uuid4().hex
+            text = f"an internal error; the log has it as error_id {error_id}"
+            await self._fail(msg, InternalError(text, error_id=error_id))
+            log.exception("a handler failed", action="endpoint.handler_failed", subject=msg.subject, error_id=error_id)
         finally:
             self.processing_time += time.perf_counter_ns() - began
 
@@ -234,10 +237,3 @@ class Endpoint:
                 subject=msg.subject,
                 error=str(error) or type(error).__name__,
             )
-
-
-def _hidden(error: BaseException, subject: str) -> InternalError:
-    """What the caller of a handler that broke may know; the log has the rest under the same id."""
-    error_id = uuid4().hex
-    log.error("a handler failed", action="endpoint.handler_failed", subject=subject, error_id=error_id, exc_info=error)
-    return InternalError(f"an internal error; the log has it as error_id {error_id}", error_id=error_id)

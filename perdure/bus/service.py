@@ -66,7 +66,7 @@ class Service:
     def __init__(self, settings: Settings | None = None) -> None:
         self.settings = settings or load_settings()
         self.instance_id = self.settings.instance_id
-        self.logger = structlog.get_logger().bind(service=self.name, instance=self.instance_id)
+        self.logger = structlog.get_logger(service=self.name, instance=self.instance_id)  # lazy: set up later
         self.health = Health()
         self.ready = False
         self.endpoints: list[Endpoint] = []

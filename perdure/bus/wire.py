@@ -35,7 +35,7 @@ def raise_for_error(reply: dict[str, Any]) -> dict[str, Any]:
     raise api_error(str(error.get("code")), str(error.get("message", "no message")), **details)
 
 
-async def request(nc: Client, subject: str, payload: Mapping[str, Any], *, timeout: float = 5.0) -> dict[str, Any]:  # noqa: ASYNC109 - one deadline, given to NATS
+async def request(nc: Client, subject: str, payload: Mapping[str, Any], *, timeout: float = 5.0) -> dict[str, Any]:
     """Ask `subject` and return the reply, waiting at most `timeout` seconds.
 
     Raises the `ApiError` that the other side sent, `Unavailable` when nobody listens, nobody answers in time or the

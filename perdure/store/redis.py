@@ -27,6 +27,7 @@ def create_redis(settings: Settings) -> Redis:
             max_connections=64,
             retry=Retry(ExponentialWithJitterBackoff(base=0.02, cap=0.5), 2),
             client_name="perdure",
+            driver_info=None,  # else each new connection reads the package's metadata from disk, on the loop
         )
     except (ValueError, RedisError) as error:
         raise SetupError(f"REDIS_URL is not usable: {error}. It looks like redis://127.0.0.1:6379/0") from error
