@@ -7,7 +7,7 @@ its caller is done here: a request that expired, a server that restarted, a stre
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from typing import Final
 
 import orjson
@@ -153,11 +153,12 @@ class PullConsumer:
             self._asked -= 1
             self._take(message)
         elif status != "100":  # not a sign of life: the request is over, or was refused
-            left = (message.headers or {}).get("Nats-Pending-Messages")
-            gone = status in ("503", "404") or (status == "409" and left is None)
+            headers = message.headers or {}
+            left, reason = headers.get("Nats-Pending-Messages"), headers.get("Description", "")
+            gone = status == "503" or (status == "409" and ("Deleted" in reason or "Shutdown" in reason))
             self._asked = -1 if gone else max(0, self._asked - int(left or self._asked))
             if status == "409":
-                log.info("pull request ended", action="pull.ended", reason=(message.headers or {}).get("Description"))
+                log.info("pull request ended", action="pull.ended", reason=reason)
             self._again.set()
             return
         self.more()

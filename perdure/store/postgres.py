@@ -11,6 +11,7 @@ from perdure.settings import Settings
 
 Pool: TypeAlias = "asyncpg.Pool[asyncpg.Record]"
 Connection: TypeAlias = "asyncpg.Connection[asyncpg.Record]"
+PooledConnection: TypeAlias = "asyncpg.pool.PoolConnectionProxy[asyncpg.Record]"
 
 
 def _server_settings(settings: Settings, role: str) -> dict[str, str]:

@@ -1,0 +1,268 @@
+-- The engine's hot path and its repair loops. Every statement that locks several runs locks them in run_id order.
+
+-- name: register_process
+INSERT INTO processes (process_id, agent_name, instance_id, lock_key, postmaster_started, lease_until)
+VALUES ($1, $2, $3, $4, pg_postmaster_start_time(), clock_timestamp() + $5 * interval '1 second')
+
+-- name: next_lock_key
+SELECT nextval('process_lock_keys')::integer
+
+-- name: take_lock
+SELECT pg_try_advisory_lock(1346719297, $1::integer)
+
+-- name: renew_lease
+UPDATE processes SET lease_until = clock_timestamp() + $2 * interval '1 second'
+WHERE process_id = $1 AND state = 'live'
+RETURNING TRUE
+
+-- name: relock_process
+UPDATE processes SET postmaster_started = pg_postmaster_start_time(), lock_key = $2,
+       lease_until = clock_timestamp() + $3 * interval '1 second'
+WHERE process_id = $1 AND state = 'live'
+RETURNING TRUE
+
+-- name: leave_process
+UPDATE processes SET state = 'gone' WHERE process_id = $1
+
+-- name: claim
+-- Raises the epoch: from this commit on no earlier holder's row is accepted. Attempts count the claims since the last
+-- journal row; a claim of a draining or lost process finds nothing.
+WITH holder AS (
+  SELECT process_id FROM processes WHERE process_id = $1 AND state = 'live' AND lease_until > clock_timestamp()
+), wanted AS (
+  SELECT r.run_id FROM runs AS r, holder
+  WHERE r.run_id = ANY($2::text[]) AND r.agent_name = $3 AND r.status = 'pending' AND r.workflow = ANY($6::text[])
+    AND (r.session_id IS NULL OR NOT EXISTS (
+      SELECT 1 FROM runs AS earlier
+      WHERE earlier.agent_name = r.agent_name AND earlier.session_id = r.session_id
+        AND earlier.finished_at IS NULL AND earlier.turn < r.turn))
+  ORDER BY r.run_id FOR NO KEY UPDATE OF r
+)
+UPDATE runs SET
+  status = 'running', epoch = runs.epoch + 1, process_id = $1, wake_at = NULL, waiting_signals = NULL,
+  waiting_children = NULL, started_at = COALESCE(runs.started_at, now()),
+  config_hash = COALESCE(runs.config_hash, $4), config_revision = COALESCE(runs.config_revision, $5),
+  attempts = 1 + CASE WHEN runs.attempts > 0 AND runs.epoch = (
+      SELECT j.epoch FROM journal AS j WHERE j.run_id = runs.run_id ORDER BY j.seq DESC LIMIT 1)
+    THEN 0 ELSE runs.attempts END
+FROM wanted WHERE runs.run_id = wanted.run_id
+RETURNING runs.run_id, runs.epoch, runs.workflow, runs.version, runs.session_id, runs.parent_run_id, runs.parent_path,
+          runs.task, runs.attempts, runs.config_revision, runs.config_hash, runs.cancel_reason, runs.started_at,
+          runs.base_seq
+
+-- name: history
+-- Read in a statement after the claim's: nothing can be added to these rows but by the new epoch.
+SELECT run_id, seq, path, kind, name, hash, outcome, result, error, attempt, due_at, signal_seq, epoch, config_revision,
+       started_at, finished_at
+FROM journal JOIN unnest($1::text[], $2::bigint[]) AS wanted (run_id, base_seq) USING (run_id)
+WHERE seq > base_seq ORDER BY run_id, seq
+
+-- name: snapshots
+SELECT hash, revision, values FROM config_snapshots WHERE agent_name = $1 AND hash = ANY($2::text[])
+
+-- name: keep_snapshot
+INSERT INTO config_snapshots (agent_name, hash, revision, values) VALUES ($1, $2, $3, $4::json)
+ON CONFLICT (agent_name, hash) DO NOTHING
+
+-- name: flush
+-- One commit for whatever all runs of a process have to say. `held` is the fence: it locks the runs whose epoch is
+-- still the writer's, and nothing is written for the others. A repeat after a lost answer finds its own rows.
+WITH held AS (
+  SELECT r.run_id, r.epoch FROM runs AS r
+  JOIN unnest($1::text[], $2::bigint[]) AS fence (run_id, epoch) ON r.run_id = fence.run_id AND r.epoch = fence.epoch
+  ORDER BY r.run_id FOR NO KEY UPDATE OF r
+), input AS (
+  SELECT * FROM unnest($3::text[], $4::bigint[], $5::text[], $6::text[], $7::text[], $8::text[], $9::text[],
+                       $10::text[], $11::text[], $12::integer[], $13::timestamptz[], $14::bigint[], $15::bigint[],
+                       $16::timestamptz[], $17::timestamptz[])
+    AS t (run_id, seq, path, kind, name, hash, outcome, result, error, attempt, due_at, signal_seq, config_revision,
+          started_at, finished_at)
+), written AS (
+  INSERT INTO journal (run_id, seq, path, kind, name, hash, outcome, result, error, attempt, due_at, signal_seq,
+                       config_revision, started_at, finished_at, epoch)
+  SELECT input.run_id, seq, path, kind, name, hash, outcome, result::json, error::json, attempt, due_at, signal_seq,
+         config_revision, started_at, finished_at, held.epoch
+  FROM input JOIN held ON held.run_id = input.run_id
+  ON CONFLICT (run_id, seq) DO NOTHING
+)
+SELECT run_id FROM held
+
+-- name: consume_signals
+UPDATE signals SET consumed = TRUE
+FROM unnest($1::text[], $2::bigint[]) AS used (run_id, seq)
+WHERE signals.run_id = used.run_id AND signals.seq = used.seq
+
+-- name: move
+-- The ends and the waits. Only a run that is still running moves, so that a repeat never undoes a wake-up; a repeat
+-- after a lost answer finds the run already there.
+WITH input AS (
+  SELECT * FROM unnest($1::text[], $2::bigint[], $3::text[], $4::text[], $5::text[], $6::timestamptz[], $7::text[],
+                       $8::text[], $9::bigint[], $10::text[], $11::bigint[])
+    AS t (run_id, epoch, status, output, error, wake_at, waiting_signals, waiting_children, end_seq, task, base_seq)
+), held AS (
+  SELECT r.run_id FROM runs AS r JOIN input ON r.run_id = input.run_id AND r.epoch = input.epoch
+  WHERE r.status = 'running' ORDER BY r.run_id FOR NO KEY UPDATE OF r
+), moved AS (
+  UPDATE runs SET
+    status = m.status, output = m.output::json, error = m.error::json, wake_at = m.wake_at,
+    waiting_signals = string_to_array(m.waiting_signals, E'\n'),
+    waiting_children = string_to_array(m.waiting_children, E'\n'),
+    task = COALESCE(m.task::json, runs.task), end_seq = m.end_seq, base_seq = COALESCE(m.base_seq, runs.base_seq),
+    config_hash = CASE WHEN m.task IS NULL THEN runs.config_hash END,
+    config_revision = CASE WHEN m.task IS NULL THEN runs.config_revision END,
+    attempts = CASE WHEN m.status IN ('pending', 'waiting') THEN 0 ELSE runs.attempts END,
+    dispatched_at = CASE WHEN m.status = 'pending' THEN now() ELSE runs.dispatched_at END,
+    process_id = CASE WHEN m.status IN ('pending', 'waiting') THEN NULL ELSE runs.process_id END,
+    finished_at = CASE WHEN m.status IN ('completed', 'failed', 'cancelled', 'dead') THEN now() END
+  FROM input AS m JOIN held USING (run_id)
+  WHERE runs.run_id = m.run_id
+  RETURNING runs.run_id
+)
+SELECT run_id FROM moved
+UNION
+SELECT r.run_id FROM runs AS r JOIN input AS m ON r.run_id = m.run_id AND r.epoch = m.epoch AND r.status = m.status
+
+-- name: forget_journal
+-- After `continue_as_new` the run's earlier rows make room; replay does not read them any more.
+DELETE FROM journal USING unnest($1::text[], $2::bigint[]) AS done (run_id, seq)
+WHERE journal.run_id = done.run_id AND journal.seq <= done.seq
+
+-- name: recheck_waits
+-- In a statement after the one that made them wait: what came between the last look and the wait wakes them here.
+UPDATE runs SET status = 'pending', wake_at = NULL, dispatched_at = now()
+FROM (
+  SELECT r.run_id FROM runs AS r
+  WHERE r.run_id = ANY($1::text[]) AND r.status = 'waiting' AND (
+    r.cancel_reason IS NOT NULL
+    OR EXISTS (SELECT 1 FROM signals AS s
+               WHERE s.run_id = r.run_id AND NOT s.consumed AND s.name = ANY(r.waiting_signals))
+    OR EXISTS (SELECT 1 FROM runs AS c WHERE c.run_id = ANY(r.waiting_children) AND c.finished_at IS NOT NULL))
+  ORDER BY r.run_id FOR NO KEY UPDATE OF r
+) AS due
+WHERE runs.run_id = due.run_id AND runs.status = 'waiting'
+RETURNING runs.run_id, runs.agent_name
+
+-- name: unconsumed_signals
+SELECT run_id, seq, name, payload FROM signals WHERE run_id = ANY($1::text[]) AND NOT consumed ORDER BY seq
+
+-- name: children
+SELECT run_id, status, output, error, task_hash, finished_at IS NOT NULL AS ended FROM runs WHERE run_id = ANY($1::text[])
+
+-- name: tell_parents
+-- Ended children wake the parents that wait for them; the children are marked in the same commit.
+WITH parent AS (
+  SELECT p.run_id, p.agent_name, p.status, p.process_id, p.waiting_children FROM runs AS p
+  WHERE p.run_id IN (SELECT c.parent_run_id FROM runs AS c WHERE c.run_id = ANY($1::text[]))
+  ORDER BY p.run_id FOR NO KEY UPDATE
+), woken AS (
+  UPDATE runs SET status = 'pending', wake_at = NULL, dispatched_at = now()
+  FROM parent
+  WHERE runs.run_id = parent.run_id AND runs.status = 'waiting' AND runs.waiting_children && $1::text[]
+  RETURNING runs.run_id
+), told AS (
+  UPDATE runs SET parent_notified = TRUE WHERE runs.run_id = ANY($1::text[])
+)
+SELECT parent.run_id, parent.agent_name, parent.process_id, parent.status = 'running' AS running,
+       parent.run_id IN (SELECT run_id FROM woken) AS woken
+FROM parent
+
+-- name: untold_children
+SELECT run_id FROM runs
+WHERE parent_run_id IS NOT NULL AND NOT parent_notified AND finished_at IS NOT NULL AND finished_at < $1
+ORDER BY finished_at LIMIT $2
+
+-- name: release
+-- A drain gives runs back: the attempt does not count, the epoch rises so that no late row is accepted.
+UPDATE runs SET status = 'pending', epoch = runs.epoch + 1, attempts = GREATEST(runs.attempts - 1, 0),
+       process_id = NULL, dispatched_at = now()
+FROM (
+  SELECT r.run_id FROM runs AS r
+  JOIN unnest($1::text[], $2::bigint[]) AS mine (run_id, epoch) ON r.run_id = mine.run_id AND r.epoch = mine.epoch
+  WHERE r.status = 'running' ORDER BY r.run_id FOR NO KEY UPDATE OF r
+) AS mine
+WHERE runs.run_id = mine.run_id
+RETURNING runs.run_id, runs.agent_name
+
+-- name: lost_processes
+-- A lock that is gone tells of a dead process within milliseconds; a lock taken under an earlier server start says
+-- nothing, then only the lease counts.
+SELECT p.process_id, p.agent_name, p.instance_id, p.lease_until < clock_timestamp() AS lease_over FROM processes AS p
+WHERE p.state = 'live' AND (
+  ($1 AND p.lease_until < clock_timestamp())
+  OR (p.postmaster_started = pg_postmaster_start_time() AND NOT EXISTS (
+    SELECT 1 FROM pg_locks AS l
+    WHERE l.locktype = 'advisory' AND l.granted AND l.classid = 1346719297 AND l.objid = p.lock_key::oid
+      AND l.objsubid = 2 AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database()))))
+
+-- name: bury_process
+UPDATE processes SET state = 'lost' WHERE process_id = $1 AND state = 'live' RETURNING TRUE
+
+-- name: requeue_lost
+-- The epoch rises here already: whatever the lost process still sends is refused from this commit on.
+UPDATE runs SET
+  status = CASE WHEN runs.attempts >= $2 THEN 'dead' ELSE 'pending' END,
+  epoch = runs.epoch + 1, process_id = NULL, dispatched_at = now(),
+  finished_at = CASE WHEN runs.attempts >= $2 THEN now() END,
+  end_seq = CASE WHEN runs.attempts >= $2
+    THEN 1 + COALESCE((SELECT max(seq) FROM journal WHERE journal.run_id = runs.run_id), 0) END,
+  error = CASE WHEN runs.attempts >= $2 THEN json_build_object('type', 'LostProcess', 'message',
+    format('its process was lost %s times in a row without a new journal row', runs.attempts)) END
+FROM (
+  SELECT r.run_id FROM runs AS r WHERE r.process_id = $1 AND r.status = 'running'
+  ORDER BY r.run_id LIMIT $3 FOR NO KEY UPDATE
+) AS held
+WHERE runs.run_id = held.run_id
+RETURNING runs.run_id, runs.agent_name, runs.status, runs.end_seq, runs.error, runs.parent_run_id
+
+-- name: held_by_lost
+SELECT DISTINCT r.process_id FROM runs AS r
+LEFT JOIN processes AS p ON p.process_id = r.process_id
+WHERE r.status = 'running' AND (p.process_id IS NULL OR p.state <> 'live')
+
+-- name: due_timers
+UPDATE runs SET status = 'pending', wake_at = NULL, dispatched_at = clock_timestamp()
+FROM (
+  SELECT r.run_id FROM runs AS r WHERE r.status = 'waiting' AND r.wake_at <= $1
+  ORDER BY r.wake_at LIMIT $2 FOR NO KEY UPDATE SKIP LOCKED
+) AS due
+WHERE runs.run_id = due.run_id AND runs.status = 'waiting'
+RETURNING runs.run_id, runs.agent_name
+
+-- name: next_timer
+SELECT min(wake_at) AS wake_at FROM runs WHERE status = 'waiting' AND wake_at IS NOT NULL
+
+-- name: stale_pending
+-- The work outbox: a pending run whose wake-up may have been lost is dispatched again. A run that stands behind an
+-- earlier turn of its session is left alone.
+UPDATE runs SET dispatched_at = clock_timestamp()
+FROM (
+  SELECT r.run_id FROM runs AS r
+  WHERE r.status = 'pending' AND r.dispatched_at <= clock_timestamp() - $1 * interval '1 second'
+    AND (r.session_id IS NULL OR NOT EXISTS (
+      SELECT 1 FROM runs AS earlier
+      WHERE earlier.agent_name = r.agent_name AND earlier.session_id = r.session_id
+        AND earlier.finished_at IS NULL AND earlier.turn < r.turn))
+  ORDER BY r.dispatched_at LIMIT $2 FOR NO KEY UPDATE SKIP LOCKED
+) AS stale
+WHERE runs.run_id = stale.run_id AND runs.status = 'pending'
+RETURNING runs.run_id, runs.agent_name
+
+-- name: next_turns
+-- The first waiting turn of each session in which a turn has just ended.
+SELECT DISTINCT ON (r.agent_name, r.session_id) r.run_id, r.agent_name
+FROM runs AS r JOIN unnest($1::text[], $2::text[]) AS ended (agent_name, session_id)
+  ON r.agent_name = ended.agent_name AND r.session_id = ended.session_id
+WHERE r.finished_at IS NULL
+ORDER BY r.agent_name, r.session_id, r.turn
+
+-- name: lock_run
+SELECT 1 FROM runs WHERE run_id = $1 FOR NO KEY UPDATE
+
+-- name: has_row
+SELECT EXISTS (SELECT 1 FROM journal WHERE run_id = $1 AND seq = $2 AND epoch = $3)
+
+-- name: held
+SELECT run_id, epoch FROM runs WHERE process_id = $1 AND status = 'running'
+
+-- name: to_cancel
+SELECT run_id, epoch, cancel_reason FROM runs WHERE run_id = ANY($1::text[]) AND cancel_reason IS NOT NULL AND status = 'running'

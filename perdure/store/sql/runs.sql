@@ -1,0 +1,124 @@
+-- Runs as callers see them: accept, look, signal, cancel, resume.
+
+-- name: lock_sessions
+-- Within a session the order of turns is the order of commits: whoever accepts holds the session until then.
+SELECT pg_advisory_xact_lock(1346719300, key)
+FROM (SELECT DISTINCT hashtext(name) AS key FROM unnest($1::text[]) AS name ORDER BY 1) AS wanted
+
+-- name: accept
+INSERT INTO runs (run_id, agent_name, workflow, session_id, task, task_hash, parent_run_id, parent_path)
+SELECT run_id, agent_name, workflow, session_id, task::json, task_hash, parent_run_id, parent_path
+FROM unnest($1::text[], $2::text[], $3::text[], $4::text[], $5::text[], $6::text[], $7::text[], $8::text[])
+  AS input (run_id, agent_name, workflow, session_id, task, task_hash, parent_run_id, parent_path)
+ON CONFLICT (run_id) DO NOTHING
+RETURNING run_id
+
+-- name: accepted_before
+SELECT run_id, task_hash, status FROM runs WHERE run_id = ANY($1::text[])
+
+-- name: get
+SELECT run_id, agent_name, workflow, version, session_id, parent_run_id, task, status, epoch, process_id, attempts,
+       wake_at, waiting_signals, waiting_children, cancel_reason, output, error, config_revision, end_seq,
+       created_at, started_at, finished_at
+FROM runs WHERE run_id = $1
+
+-- name: outcomes
+SELECT run_id, agent_name, status, output, error, waiting_signals, finished_at FROM runs WHERE run_id = ANY($1::text[])
+
+-- name: steps
+SELECT seq, path, kind, name, outcome, result, error, attempt, due_at, epoch, config_revision, started_at, finished_at
+FROM journal WHERE run_id = $1 AND seq > $2 ORDER BY seq LIMIT $3
+
+-- name: list
+SELECT turn, run_id, agent_name, workflow, session_id, parent_run_id, status, attempts, error, created_at, started_at,
+       finished_at
+FROM runs
+WHERE ($1::text IS NULL OR agent_name = $1)
+  AND ($2::text[] IS NULL OR status = ANY($2))
+  AND ($3::text IS NULL OR session_id = $3)
+  AND ($4::text IS NULL OR parent_run_id = $4)
+  AND ($5::bigint IS NULL OR turn < $5)
+ORDER BY turn DESC
+LIMIT $6
+
+-- name: send_signal
+-- The run's row is locked before the signal is there, so that a run going to sleep cannot miss it.
+WITH target AS (
+  SELECT run_id, agent_name, status, process_id FROM runs WHERE run_id = $1 FOR NO KEY UPDATE
+), open AS (
+  SELECT * FROM target WHERE status NOT IN ('completed', 'failed', 'cancelled', 'dead')
+), sent AS (
+  INSERT INTO signals (run_id, name, payload, signal_id)
+  SELECT run_id, $2, $3::json, $4 FROM open
+  ON CONFLICT (run_id, signal_id) WHERE signal_id IS NOT NULL DO NOTHING
+  RETURNING seq
+), woken AS (
+  UPDATE runs SET status = 'pending', wake_at = NULL, dispatched_at = now()
+  FROM open
+  WHERE runs.run_id = open.run_id AND runs.status = 'waiting' AND $2 = ANY(runs.waiting_signals)
+    AND EXISTS (SELECT 1 FROM sent)
+  RETURNING runs.run_id
+)
+SELECT target.agent_name, target.status, target.process_id,
+       EXISTS (SELECT 1 FROM sent) AS sent, EXISTS (SELECT 1 FROM woken) AS woken
+FROM target
+
+-- name: cancel
+-- A run that nobody holds ends at once; a running one is asked to, through its process.
+WITH target AS (
+  SELECT run_id, agent_name, status, process_id FROM runs WHERE run_id = $1 FOR NO KEY UPDATE
+), ended AS (
+  UPDATE runs SET status = 'cancelled', epoch = epoch + 1, cancel_reason = $2, wake_at = NULL, process_id = NULL,
+         finished_at = now(), error = json_build_object('type', 'Cancelled', 'message', $2::text),
+         end_seq = 1 + COALESCE((SELECT max(seq) FROM journal WHERE journal.run_id = runs.run_id), 0)
+  FROM target
+  WHERE runs.run_id = target.run_id AND target.status IN ('pending', 'waiting', 'paused', 'blocked', 'needs_review')
+  RETURNING runs.run_id, runs.end_seq
+), asked AS (
+  UPDATE runs SET cancel_reason = COALESCE(cancel_reason, $2)
+  FROM target WHERE runs.run_id = target.run_id AND target.status = 'running'
+  RETURNING runs.run_id
+)
+SELECT target.agent_name, target.status, target.process_id, ended.end_seq,
+       ended.run_id IS NOT NULL AS ended, EXISTS (SELECT 1 FROM asked) AS asked
+FROM target LEFT JOIN ended USING (run_id)
+
+-- name: live_children
+SELECT run_id FROM runs WHERE parent_run_id = ANY($1::text[]) AND finished_at IS NULL ORDER BY run_id
+
+-- name: resume
+-- An ended turn that comes back goes to the end of its session's line: `turn` is drawn anew.
+WITH target AS (
+  SELECT run_id, agent_name, status FROM runs WHERE run_id = $1 FOR NO KEY UPDATE
+), woken AS (
+  UPDATE runs SET status = 'pending', attempts = 0, wake_at = NULL, error = NULL, finished_at = NULL, end_seq = NULL,
+         cancel_reason = NULL, parent_notified = FALSE, dispatched_at = now(), turn = DEFAULT
+  FROM target
+  WHERE runs.run_id = target.run_id AND target.status IN ('failed', 'dead', 'blocked', 'paused', 'needs_review')
+  RETURNING runs.run_id
+)
+SELECT target.agent_name, target.status, EXISTS (SELECT 1 FROM woken) AS woken FROM target
+
+-- name: fork
+-- A new run with another's task and the first rows of its journal. Only finished outcomes are copied.
+WITH source AS (
+  SELECT * FROM runs WHERE run_id = $1
+), made AS (
+  INSERT INTO runs (run_id, agent_name, workflow, version, session_id, task, task_hash, config_revision, config_hash)
+  SELECT $2, agent_name, workflow, version, session_id, task, task_hash, config_revision, config_hash FROM source
+  ON CONFLICT (run_id) DO NOTHING
+  RETURNING run_id, agent_name
+), copied AS (
+  INSERT INTO journal (run_id, seq, path, kind, name, hash, outcome, result, error, attempt, due_at, epoch,
+                       config_revision, started_at, finished_at)
+  SELECT made.run_id, j.seq, j.path, j.kind, j.name, j.hash, j.outcome, j.result, j.error, j.attempt, j.due_at, 0,
+         j.config_revision, j.started_at, j.finished_at
+  FROM journal AS j, made WHERE j.run_id = $1 AND j.seq < $3
+  RETURNING seq
+)
+SELECT made.run_id, made.agent_name, (SELECT count(*) FROM copied) AS rows_copied FROM made
+
+-- name: step_seq
+SELECT seq FROM journal
+WHERE run_id = $1 AND (path = $2 OR name = $2 OR seq::text = $2) AND kind NOT IN ('retry', 'config', 'patch')
+ORDER BY seq LIMIT 1

@@ -1,0 +1,149 @@
+"""Claims, grouped: one statement raises the epochs of the runs that woke this process, a later one reads journals."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections import OrderedDict, defaultdict
+from typing import TYPE_CHECKING
+
+import structlog
+from nats.aio.msg import Msg
+
+from perdure.workflow.codec import decode
+from perdure.workflow.journal import CONNECTION_ERRORS
+from perdure.workflow.points import reach
+from perdure.workflow.rows import ClaimedRun, JournalRow, claimed, journaled
+
+if TYPE_CHECKING:
+    from perdure.config.snapshot import AgentConfig
+    from perdure.workflow.worker import Worker
+
+log = structlog.get_logger(__name__)
+
+MAX_SNAPSHOTS = 256
+AUDIT_EVERY = 5.0
+
+
+class _Snapshots(OrderedDict[str, "AgentConfig"]):
+    """The snapshots that runs in memory may stand on, the oldest leaving first."""
+
+    def __setitem__(self, digest: str, config: AgentConfig) -> None:
+        super().__setitem__(digest, config)
+        while len(self) > MAX_SNAPSHOTS:
+            self.popitem(last=False)
+
+
+class Claims:
+    """Turns wake-ups into runs that this process holds."""
+
+    def __init__(self, worker: Worker) -> None:
+        self._worker = worker
+        self._queue: dict[str, list[Msg]] = {}
+        self._wake = asyncio.Event()
+        self.snapshots: OrderedDict[str, AgentConfig] = _Snapshots()
+
+    @property
+    def waiting(self) -> int:
+        """Wake-ups that are not decided yet."""
+        return len(self._queue)
+
+    def add(self, run_id: str, message: Msg) -> None:
+        """A run wants to be claimed; `message` is acked once that is decided."""
+        self._queue.setdefault(run_id, []).append(message)
+        self._wake.set()
+
+    async def run(self) -> None:
+        """Claim until cancelled."""
+        loop = asyncio.get_running_loop()
+        audit_at = loop.time() + AUDIT_EVERY
+        while True:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout_at(audit_at):
+                    await self._wake.wait()
+            self._wake.clear()
+            if loop.time() >= audit_at:
+                audit_at = loop.time() + (AUDIT_EVERY if await self._audit() else 0.2)
+            while self._queue:
+                batch, self._queue = self._queue, {}
+                try:
+                    await self._claim(list(batch))
+                except CONNECTION_ERRORS as error:
+                    # Not acked: the claim may have committed all the same, so the audit looks first.
+                    log.warning("claim failed", action="claim.failed", runs=len(batch), error=type(error).__name__)
+                    self._queue = {**batch, **self._queue}
+                    audit_at = loop.time()
+                    self._wake.set()
+                    await asyncio.sleep(0.2)
+                    break
+                for messages in batch.values():
+                    for message in messages:
+                        await self._worker.ack(message)
+
+    async def _audit(self) -> bool:
+        """Give back the runs that the database says this process holds, and it does not: a claim's answer was lost."""
+        worker = self._worker
+        try:
+            held = await worker.pool.fetch(worker.queries["held"], worker.process_id)
+            orphans = [row for row in held if row["run_id"] not in worker.executions]
+            if orphans:
+                log.warning("runs without an execution are given back", action="claim.orphans", runs=len(orphans))
+                for record in await worker.pool.fetch(
+                    worker.queries["release"], [row["run_id"] for row in orphans], [row["epoch"] for row in orphans]
+                ):
+                    worker.wake(record["run_id"], record["agent_name"])
+        except CONNECTION_ERRORS as error:
+            log.info("audit postponed", action="claim.audit_failed", error=type(error).__name__)
+            return False
+        return True
+
+    async def _claim(self, run_ids: list[str]) -> None:
+        worker = self._worker
+        reach("claim.before")
+        config = worker.newest_config()
+        if config.hash not in self.snapshots:
+            await worker.keep_snapshot(config)
+        records = await worker.pool.fetch(
+            worker.queries["claim"],
+            worker.process_id,
+            [run_id for run_id in run_ids if run_id not in worker.executions],
+            worker.agent_name,
+            config.hash,
+            config.revision,
+            worker.offered(),
+        )
+        reach("claim.after")
+        taken = [claimed(worker.agent_name, record) for record in records]
+        histories = await self._histories([run for run in taken if run.epoch > 1 or run.base_seq > 0])
+        await self._load_snapshots(taken, histories)
+        for run in taken:
+            if run.run_id in worker.executions:
+                worker.executions[run.run_id].close()  # an earlier epoch of ours
+            worker.begin(run, histories.get(run.run_id, []), self.snapshots[run.config_hash or config.hash])
+
+    async def _histories(self, taken: list[ClaimedRun]) -> dict[str, list[JournalRow]]:
+        if not taken:
+            return {}
+        records = await self._worker.pool.fetch(
+            self._worker.queries["history"], [run.run_id for run in taken], [run.base_seq for run in taken]
+        )
+        histories: defaultdict[str, list[JournalRow]] = defaultdict(list)
+        for record in records:
+            histories[record["run_id"]].append(journaled(record))
+        return histories
+
+    async def _load_snapshots(self, taken: list[ClaimedRun], histories: dict[str, list[JournalRow]]) -> None:
+        """Every snapshot that these runs stand on, or adopted earlier."""
+        wanted = {run.config_hash for run in taken if run.config_hash}
+        wanted |= {decode(row.result)["hash"] for rows in histories.values() for row in rows if row.kind == "config"}
+        missing = [digest for digest in wanted if digest not in self.snapshots]
+        if not missing:
+            return
+        worker = self._worker
+        for record in await worker.pool.fetch(worker.queries["snapshots"], worker.agent_name, missing):
+            config = worker.rebuild(decode(record["values"]), record["revision"])
+            self.snapshots[record["hash"]] = config
+        for digest in missing:
+            if digest not in self.snapshots:
+                log.error("snapshot is gone; the newest is used", action="claim.snapshot_gone", hash=digest)
+                self.snapshots[digest] = worker.newest_config()

@@ -1,0 +1,157 @@
+"""How tasks, arguments and results travel: as JSON text, typed on the way back by the return annotation."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import fields, is_dataclass
+from datetime import date, datetime, time, timedelta
+from decimal import Decimal
+from enum import Enum
+from hashlib import blake2b
+from pathlib import PurePath
+from typing import Any
+from uuid import UUID
+
+import orjson
+from pydantic import BaseModel, TypeAdapter
+
+_OPTIONS = orjson.OPT_PASSTHROUGH_SUBCLASS | orjson.OPT_NON_STR_KEYS
+_HASH_OPTIONS = orjson.OPT_SORT_KEYS | orjson.OPT_NON_STR_KEYS | orjson.OPT_PASSTHROUGH_SUBCLASS
+_SCALARS = (str, int, bool, type(None))
+
+
+def _portable(value: Any) -> Any:
+    """What orjson does not know by itself, in a form that it does."""
+    if isinstance(value, BaseModel):
+        return value.model_dump(mode="json")
+    if isinstance(value, datetime):
+        return value.isoformat()
+    if isinstance(value, timedelta):
+        return value.total_seconds()
+    if isinstance(value, Decimal | PurePath | UUID):
+        return str(value)
+    if isinstance(value, str):
+        return str(value)
+    if isinstance(value, float):
+        return float(value)
+    if isinstance(value, int):
+        return int(value)
+    if isinstance(value, list | tuple):
+        return list(value)
+    if isinstance(value, Mapping):
+        return dict(value)
+    if isinstance(value, set | frozenset):
+        return sorted(value, key=lambda item: orjson.dumps(item, default=_portable, option=_OPTIONS))
+    raise TypeError(f"{type(value).__name__} cannot travel as JSON")
+
+
+def encode(value: Any, *, what: str) -> str:
+    """`value` as JSON text. Raises `TypeError` naming the field of `what` that cannot travel."""
+    try:
+        text = orjson.dumps(value, default=_portable, option=_OPTIONS).decode()
+    except (TypeError, RecursionError, UnicodeError) as error:
+        raise TypeError(_blame(value, what) or f"{what} cannot travel as JSON: {error}") from error
+    if "null" in text and (blame := _blame(value, what)):
+        raise TypeError(blame)  # orjson writes NaN as null, which would come back as None
+    return text
+
+
+def decode(text: str | bytes | None) -> Any:
+    """The JSON value of `text`; `None` for no text."""
+    return None if text is None else orjson.loads(text)
+
+
+def _blame(value: Any, path: str, depth: int = 0) -> str | None:
+    """A sentence that names the first field that cannot travel, or `None`."""
+    if depth > 200:
+        return f"{path} is nested too deeply to travel as JSON (does it hold itself?)"
+    if isinstance(value, float):
+        return None if math.isfinite(value) else f"{path} is {value}, which JSON cannot carry"
+    if isinstance(value, int):
+        fits = -(2**63) <= value < 2**64
+        return None if fits else f"{path} is an integer of more than 64 bits; pass it as text"
+    if isinstance(value, str):
+        return None if value.isascii() or _encodable(value) else f"{path} is text that is not valid Unicode"
+    if value is None or isinstance(value, bool | date | time | timedelta | Decimal | UUID | PurePath | Enum):
+        return None
+    children: list[tuple[str, Any]]
+    if isinstance(value, BaseModel):
+        return None
+    if is_dataclass(value) and not isinstance(value, type):
+        children = [(f"{path}.{field.name}", getattr(value, field.name)) for field in fields(value)]
+    elif isinstance(value, Mapping):
+        children = [(f"{path}.{key}", item) for key, item in value.items()]
+    elif isinstance(value, list | tuple | set | frozenset):
+        children = [(f"{path}[{index}]", item) for index, item in enumerate(value)]
+    else:
+        return (
+            f"{path} is a {type(value).__name__}, which cannot travel as JSON; "
+            "return plain data, a dataclass or a pydantic model"
+        )
+    return next((said for name, item in children if (said := _blame(item, name, depth + 1))), None)
+
+
+def _encodable(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+class ResultType:
+    """The type that a step, a workflow or a child declares for its result, ready to encode and decode it."""
+
+    __slots__ = ("_adapter",)
+
+    def __init__(self, annotation: Any) -> None:
+        plain = annotation in (None, Any, str, int, bool, dict, list, type(None))
+        self._adapter: TypeAdapter[Any] | None = None if plain else TypeAdapter(annotation)
+
+    def encode(self, value: Any, *, what: str) -> str:
+        """`value` as JSON text. Raises `TypeError` naming the field that cannot travel."""
+        if self._adapter is None or isinstance(value, _SCALARS):
+            return encode(value, what=what)
+        if isinstance(value, float | list | dict):
+            return encode(value, what=what)  # plain data: no model in between can lose a field
+        try:
+            return self._adapter.dump_json(value, warnings="error").decode()
+        except (ValueError, TypeError):
+            return encode(value, what=what)
+
+    def decode(self, text: str | None, *, what: str) -> Any:
+        """The value of `text` in the declared type. Raises `TypeError` when it does not fit."""
+        if text is None:
+            return None
+        if self._adapter is None:
+            return orjson.loads(text)
+        try:
+            return self._adapter.validate_json(text)
+        except ValueError as error:
+            raise TypeError(f"{what} does not fit its annotation: {error}") from error
+
+
+ANY_RESULT = ResultType(None)
+
+
+def _hashable(value: Any) -> Any:
+    """Arguments only take part in a hash, so what cannot travel stands for itself by its type."""
+    try:
+        return _portable(value)
+    except TypeError:
+        return f"<{type(value).__module__}.{type(value).__qualname__}>"
+
+
+def identity(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> str:
+    """The hash that stands for a step's name and arguments in the journal (BLAKE2b, 96 bits, hex)."""
+    try:
+        text = orjson.dumps((name, args, kwargs), default=_hashable, option=_HASH_OPTIONS)
+    except (TypeError, UnicodeError):
+        text = repr((name, [_hashable(arg) for arg in args], sorted(kwargs))).encode("utf-8", "backslashreplace")
+    return blake2b(text, digest_size=12).hexdigest()
+
+
+def short_hash(*parts: str) -> str:
+    """A stable id made of `parts` (BLAKE2b, 80 bits, hex)."""
+    return blake2b("\x1f".join(parts).encode(), digest_size=10).hexdigest()

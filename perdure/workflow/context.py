@@ -1,0 +1,347 @@
+"""The workflow's side of the engine: `ctx`."""
+
+from __future__ import annotations
+
+import random as random_module
+import uuid as uuid_module
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from hashlib import blake2b
+from typing import TYPE_CHECKING, Any, TypeVar, overload
+
+from perdure import subjects
+from perdure.errors import RunContinued
+from perdure.workflow.calls import Gather
+from perdure.workflow.codec import encode, identity, short_hash
+from perdure.workflow.definition import StepInjected
+from perdure.workflow.retry import Retry
+from perdure.workflow.rows import JournalRow
+from perdure.workflow.runs import new_start
+from perdure.workflow.steps import StepCall, TransactionCall
+from perdure.workflow.values import Now, Random, Uuid
+from perdure.workflow.waits import AdoptCall, ChildCall, RecordCall, SignalCall, SleepCall, seconds_of
+
+if TYPE_CHECKING:
+    from perdure.config.snapshot import AgentConfig
+    from perdure.workflow.execution import Execution
+
+T = TypeVar("T")
+Duration = float | int | timedelta
+
+
+@dataclass(frozen=True, slots=True)
+class ChildRun:
+    """A run that was started and is not waited for."""
+
+    run_id: str
+    agent: str
+
+
+class Context(StepInjected):
+    """What a workflow may do that outlives its process.
+
+    Everything that is awaited here is journaled: after a crash the code runs again from its beginning, and what has an
+    outcome in the journal is not done again. So a workflow's code must do the same each time: time, chance and the
+    outside world come from `ctx` and from steps.
+    """
+
+    __slots__ = ("_execution",)
+
+    def __init__(self, execution: Execution) -> None:
+        self._execution = execution
+
+    # -- what the run is ----------------------------------------------------------------------------------------------
+
+    @property
+    def run_id(self) -> str:
+        """The id of this run."""
+        return self._execution.run_id
+
+    @property
+    def agent_name(self) -> str:
+        """The agent that runs it."""
+        return self._execution.run.agent_name
+
+    @property
+    def workflow(self) -> str:
+        """The name of its workflow."""
+        return self._execution.run.workflow
+
+    @property
+    def session_id(self) -> str | None:
+        """The session it belongs to, if any."""
+        return self._execution.run.session_id
+
+    @property
+    def attempt(self) -> int:
+        """How many times the run was claimed since its last journal row."""
+        return self._execution.run.attempts
+
+    @property
+    def config(self) -> AgentConfig:
+        """The configuration this run stands on; it changes only by `adopt_config`."""
+        return self._execution.config
+
+    # -- steps --------------------------------------------------------------------------------------------------------
+
+    @overload
+    def step(
+        self,
+        name: str,
+        fn: Callable[..., Coroutine[Any, Any, T]],
+        *args: Any,
+        retry: Retry | None = ...,
+        timeout: Duration | None = ...,
+        **kwargs: Any,
+    ) -> Awaitable[T]: ...
+    @overload
+    def step(
+        self,
+        name: str,
+        fn: Callable[..., T],
+        *args: Any,
+        retry: Retry | None = ...,
+        timeout: Duration | None = ...,
+        **kwargs: Any,
+    ) -> Awaitable[T]: ...
+    def step(
+        self,
+        name: str,
+        fn: Callable[..., Any],
+        *args: Any,
+        retry: Retry | None = None,
+        timeout: Duration | None = None,
+        **kwargs: Any,
+    ) -> Awaitable[Any]:
+        """Run `fn(*args, **kwargs)` and journal its result; on replay the journaled result is returned.
+
+        `fn` runs at least once, its outcome is recorded once. A plain function runs in a thread. Every `Exception` is
+        tried again as `retry` says (three attempts by default), except `PermanentError`. `timeout` bounds one attempt.
+        Awaiting raises `StepFailed` when the attempts are used up, now and on replay, and `TypeError` for a result that
+        cannot travel as JSON. Names may repeat.
+        """
+        execution = self._execution
+        if not callable(fn):
+            raise TypeError(f"step {name!r} takes a function; give {type(fn).__name__}'s function, not its result")
+        return StepCall(
+            execution,
+            execution.branch(),
+            name,
+            identity(name, args, kwargs),
+            fn,
+            args,
+            kwargs,
+            retry,
+            None if timeout is None else seconds_of(timeout, what=f"timeout of step {name!r}"),
+        )
+
+    def transaction(
+        self,
+        name: str,
+        fn: Callable[..., Awaitable[T]],
+        *args: Any,
+        retry: Retry | None = None,
+        timeout: Duration | None = None,
+    ) -> Awaitable[T]:
+        """Run `fn(connection, *args)` in a transaction of Perdure's own database that also writes the journal row.
+
+        `connection` is an asyncpg connection. What the function writes and the step's outcome commit together or not
+        at all: this is the one kind of effect that happens once without an idempotency key.
+        """
+        execution = self._execution
+        return TransactionCall(
+            execution,
+            execution.branch(),
+            name,
+            identity(name, args, {}),
+            fn,
+            args,
+            {},
+            retry,
+            None if timeout is None else seconds_of(timeout, what=f"timeout of transaction {name!r}"),
+        )
+
+    def gather(self, *aws: Awaitable[Any]) -> Awaitable[list[Any]]:
+        """Wait for all of `aws` at once: `ctx` calls, or coroutines that use `ctx`. Results in the order given.
+
+        The first failure cancels the others and is raised. Each coroutine is a branch with positions of its own.
+        """
+        execution = self._execution
+        return Gather(execution, execution.branch(), aws)
+
+    # -- waits --------------------------------------------------------------------------------------------------------
+
+    def sleep(self, name: str | Duration, seconds: Duration | None = None) -> Awaitable[None]:
+        """Wait, over restarts, holding no memory: `await ctx.sleep("cool-off", 30)`; the name may be left out."""
+        if isinstance(name, str) and seconds is None:
+            raise TypeError("ctx.sleep takes a name and a duration: ctx.sleep('cool-off', 30)")
+        title = name if isinstance(name, str) else "sleep"
+        wait = seconds_of(name if seconds is None else seconds, what="the duration of ctx.sleep")
+        execution = self._execution
+        return SleepCall(execution, execution.branch(), title, identity(title, (wait,), {}), wait)
+
+    def wait_signal(self, name: str, timeout: Duration | None = None) -> Awaitable[Any]:
+        """The payload of the next signal `name`, first in, first out; one sent before the wait counts.
+
+        Raises `TimeoutError` when none came within `timeout` (journaled: it stays so on replay).
+        """
+        if not isinstance(name, str) or not name or "\n" in name or len(name) > 200:
+            raise ValueError(f"signal name {name!r} must be one line of 1 to 200 characters")
+        wait = None if timeout is None else seconds_of(timeout, what=f"timeout of signal {name!r}")
+        execution = self._execution
+        return SignalCall(execution, execution.branch(), name, identity(name, (wait,), {}), wait)
+
+    # -- other runs ---------------------------------------------------------------------------------------------------
+
+    def call(
+        self,
+        agent: str,
+        task: Any,
+        *,
+        workflow: str = "run",
+        run_id: str | None = None,
+        timeout: Duration | None = None,
+        session_id: str | None = None,
+    ) -> Awaitable[Any]:
+        """Run another agent as a durable child and return its output.
+
+        Raises `RunFailed(run_id, status, error)` when it ends otherwise, `Conflict` when `run_id` exists with another
+        task, and `TimeoutError` after `timeout`, upon which the child is asked to end.
+        """
+        execution = self._execution
+        branch = execution.branch()
+        wait = None if timeout is None else seconds_of(timeout, what=f"timeout of call to {agent!r}")
+        target = subjects.agent_name(agent)
+        digest = identity(target, (task, workflow, run_id, session_id), {})
+        call = ChildCall(
+            execution,
+            branch,
+            target,
+            digest,
+            new_start(
+                self._child_id(run_id, branch.prefix, branch.taken + 1),
+                target,
+                task,
+                workflow=workflow,
+                session_id=session_id,
+                parent=(self.run_id, ""),
+            ),
+            wait,
+        )
+        call.start.parent_path = call.path
+        return call
+
+    def start(
+        self, agent: str, task: Any, *, workflow: str = "run", run_id: str | None = None, session_id: str | None = None
+    ) -> Awaitable[ChildRun]:
+        """Start a durable child and go on; the child's id is known at once."""
+        execution = self._execution
+        branch = execution.branch()
+        target = subjects.agent_name(agent)
+        child = self._child_id(run_id, branch.prefix, branch.taken + 1)
+        start = new_start(child, target, task, workflow=workflow, session_id=session_id, parent=None)
+        digest = identity(target, (task, workflow, run_id, session_id), {})
+        said = encode({"run_id": child, "agent": target}, what="child")
+        return RecordCall(
+            execution,
+            branch,
+            "start",
+            target,
+            digest,
+            result=said,
+            start=start,
+            change=lambda value: ChildRun(value["run_id"], value["agent"]),
+        )
+
+    def _child_id(self, wanted: str | None, prefix: str, position: int) -> str:
+        if wanted is not None:
+            return subjects.run_id(wanted)
+        run = self._execution.run
+        return f"{run.run_id[:80]}-{short_hash(run.run_id, str(run.base_seq), f'{prefix}{position}')}"
+
+    # -- configuration ------------------------------------------------------------------------------------------------
+
+    def adopt_config(self) -> Awaitable[AgentConfig]:
+        """Stand on the newest configuration from here on; journaled, so that a replay stands on the same."""
+        execution = self._execution
+        return AdoptCall(execution, execution.branch())
+
+    # -- time and chance ----------------------------------------------------------------------------------------------
+
+    def now(self) -> datetime:
+        """The time in UTC, as of the last outcome the workflow has seen: the same on replay."""
+        self._execution.branch()
+        return Now.of(self._execution.time)
+
+    def uuid(self) -> uuid_module.UUID:
+        """A UUID, the same on replay."""
+        return Uuid(bytes=self._seed("uuid", 16), version=4)
+
+    def random(self) -> float:
+        """A number from 0 up to 1, the same on replay."""
+        return Random(random_module.Random(self._seed("random", 16)).random())  # noqa: S311 -- not for secrets
+
+    def _seed(self, what: str, size: int) -> bytes:
+        branch = self._execution.branch()
+        run = self._execution.run
+        text = f"{run.run_id}\x1f{run.base_seq}\x1f{branch.take()}\x1f{what}"
+        return blake2b(text.encode(), digest_size=size).digest()
+
+    def patched(self, name: str) -> bool:
+        """Whether this run takes the new way at a change of the code.
+
+        `True` for runs that come here for the first time after the change, `False` for those that went the old way;
+        keyed by name, so it moves no positions.
+        """
+        execution = self._execution
+        execution.branch()
+        if name in execution.patches:
+            return True
+        if execution.replaying:
+            return False
+        execution.patches.add(name)
+        now = execution.host.clock.now()
+        execution.write(
+            JournalRow(
+                seq=execution.next_seq(), path=f"patch:{name}", kind="patch", name=name, hash="", outcome="ok",
+                result=None, error=None, attempt=1, due_at=None, signal_seq=None,
+                config_revision=execution.config.revision, started_at=now, finished_at=now,
+            )
+        )  # fmt: skip
+        return True
+
+    # -- telling ------------------------------------------------------------------------------------------------------
+
+    def emit(self, event: Mapping[str, Any], *, type: str = "event") -> Awaitable[None]:  # noqa: A002 -- the event's word
+        """Send a durable event of this run: `type` and `event` as its data, in journal order, replayable."""
+        execution = self._execution
+        said = encode({"type": type, "data": dict(event)}, what="event")
+        digest = identity(type, (event,), {})
+        call = RecordCall(execution, execution.branch(), "event", type, digest, result=said, change=lambda _value: None)
+        call.begin()  # an event is sent whether or not its sender waits for the commit
+        return call
+
+    def publish(self, subject: str, data: Any) -> Awaitable[None]:
+        """Publish `data` as JSON on a NATS subject: a step, so at least once."""
+        host = self._execution.host
+        payload = encode(data, what="data").encode()
+
+        async def send(subject: str, data: Any) -> None:  # noqa: ARG001 -- part of the step's identity
+            await host.events.publish_now(subject, payload)
+
+        return self.step("publish", send, subject, data)
+
+    async def progress(self, fraction: float, text: str = "") -> None:
+        """Tell watchers how far the run is: `fraction` from 0 to 1. Best effort, not journaled."""
+        self.delta("tool.progress", {"fraction": fraction, "text": text})
+
+    def delta(self, kind: str, data: Mapping[str, Any]) -> None:
+        """Send an event of the run that is not journaled."""
+        if not self._execution.replaying:
+            self._execution.host.events.passing(self._execution, kind, data)
+
+    def continue_as_new(self, task: Any) -> Any:
+        """End this life of the run and begin it anew with `task`, the same id and an empty journal. Never returns."""
+        self._execution.branch()
+        raise RunContinued(task)

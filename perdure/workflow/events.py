@@ -1,0 +1,165 @@
+"""Events of runs, on `run.events.<run_id>`: what the journal says, as it is committed, and what passes by.
+
+A durable event's `seq` is its journal row's (0 is `run.started`, the end comes last). An event that passes by (a step
+that begins, a token) carries the seq of the last row before it and an `index`, and nobody waits for it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import datetime
+from typing import TYPE_CHECKING, Any
+
+import orjson
+
+from perdure import subjects
+from perdure.workflow.rows import JournalRow, Move
+
+if TYPE_CHECKING:
+    from nats.aio.client import Client
+
+    from perdure.workflow.execution import Execution
+    from perdure.workflow.steps import StepCall
+
+_LONGEST_RESULT = 8_192
+
+_STEP_EVENTS = {"ok": "step.completed", "error": "step.failed", "timeout": "step.failed", "open": "step.started"}
+
+
+def render(seq: int, kind: str, run_id: str, agent: str, time: datetime, data: bytes) -> bytes:  # noqa: PLR0917 -- an event's six fields
+    """An event's JSON; `data` is JSON already."""
+    return b'{"seq":%d,"type":"%s","run_id":"%s","agent":"%s","time":"%s","data":%s}' % (
+        seq,
+        kind.encode(),
+        run_id.encode(),
+        agent.encode(),
+        time.isoformat().encode(),
+        data,
+    )
+
+
+def row_event(row: JournalRow, run_id: str, agent: str) -> bytes | None:
+    """The event that a journal row stands for, or `None` for rows that are the engine's own."""
+    if row.kind == "event":
+        said = orjson.loads(row.result or "{}")
+        return render(row.seq, said["type"], run_id, agent, row.finished_at, orjson.dumps(said["data"]))
+    kind = "step.retrying" if row.kind == "retry" else _STEP_EVENTS[row.outcome]
+    parts = b'{"name":%s,"path":"%s","kind":"%s","attempt":%d' % (
+        orjson.dumps(row.name),
+        row.path.encode(),
+        row.kind.encode(),
+        row.attempt,
+    )
+    if row.result is not None and len(row.result) <= _LONGEST_RESULT:
+        parts += b',"result":' + row.result.encode()
+    if row.error is not None:
+        parts += b',"error":' + row.error.encode()
+    if row.due_at is not None:
+        parts += b',"due_at":"%s"' % row.due_at.isoformat().encode()
+    return render(row.seq, kind, run_id, agent, row.finished_at, parts + b"}")
+
+
+def end_data(output: str | None, error: str | None) -> bytes:
+    """The data of an event about a whole run."""
+    if error is not None:
+        return b'{"error":%s}' % error.encode()
+    if output is not None and len(output) <= _LONGEST_RESULT:
+        return b'{"output":%s}' % output.encode()
+    return b"{}"
+
+
+class Events:
+    """Publishes the events of one process's runs, after the commit that they tell of."""
+
+    __slots__ = ("_indexes", "_nats", "dropped")
+
+    def __init__(self, nats: Client) -> None:
+        self._nats = nats
+        self._indexes: dict[str, int] = {}
+        self.dropped = 0
+
+    def _send(self, run_id: str, payload: bytes) -> None:
+        self.publish(subjects.run_events(run_id), payload)
+
+    def publish(self, subject: str, payload: bytes) -> None:
+        """Send without waiting; a message that cannot leave now is counted, the journal has what it says."""
+        if not self._nats.is_connected:
+            self.dropped += 1
+            return
+        publish_nowait(self._nats, subject, payload)
+
+    async def publish_now(self, subject: str, payload: bytes) -> None:
+        """Send, and come back when the server has it."""
+        await self._nats.publish(subject, payload)
+        await self._nats.flush()
+
+    def started(self, execution: Execution) -> None:
+        """`run.started`, once the first claim is committed."""
+        run = execution.run
+        data = orjson.dumps({"workflow": run.workflow, "session_id": run.session_id, "epoch": run.epoch})
+        self._send(run.run_id, render(0, "run.started", run.run_id, run.agent_name, run.started_at, data))
+
+    def step_started(self, execution: Execution, call: StepCall, attempt: int) -> None:
+        """`step.started`, which passes by."""
+        self.passing(execution, "step.started", {"name": call.name, "path": call.path, "attempt": attempt})
+
+    def passing(self, execution: Execution, kind: str, data: Mapping[str, Any]) -> None:
+        """An event that is not journaled."""
+        index = self._indexes.get(execution.run_id, 0) + 1
+        self._indexes[execution.run_id] = index
+        self._send(
+            execution.run_id,
+            render(
+                execution.last_seq,
+                kind,
+                execution.run_id,
+                execution.run.agent_name,
+                execution.host.clock.now(),
+                orjson.dumps({"index": index, **data}, default=str),
+            ),
+        )
+
+    def committed(self, execution: Execution, row: JournalRow) -> None:
+        """The event of a row that is committed."""
+        if (payload := row_event(row, execution.run_id, execution.run.agent_name)) is not None:
+            self._send(execution.run_id, payload)
+
+    def moved(self, execution: Execution, move: Move) -> None:
+        """The event of a run's wait or end; an end is also told to whoever asked."""
+        run = execution.run
+        if move.status == "pending":
+            return
+        data = end_data(move.output, move.error)
+        seq = move.end_seq or execution.last_seq
+        now = execution.host.clock.now()
+        payload = render(seq, f"run.{move.status}", run.run_id, run.agent_name, now, data)
+        self._send(run.run_id, payload)
+        if move.end_seq is not None or move.status == "blocked":
+            self.publish(subjects.run_ended(run.run_id), ended_payload(run.run_id, run.agent_name, move))
+
+    def forget(self, run_id: str) -> None:
+        """The run has left this process."""
+        self._indexes.pop(run_id, None)
+
+
+def ended_payload(run_id: str, agent: str, move: Move) -> bytes:
+    """The reply of `run.ask`, as JSON: `status`, `run_id`, `agent`, and `output` or `error`."""
+    reply = b'{"status":"%s","run_id":"%s","agent":"%s"' % (move.status.encode(), run_id.encode(), agent.encode())
+    if move.output is not None:
+        reply += b',"output":' + move.output.encode()
+    if move.error is not None:
+        reply += b',"error":' + move.error.encode()
+    return reply + b"}"
+
+
+def publish_nowait(nats: Client, subject: str, payload: bytes) -> None:
+    """Put a message into the client's outgoing buffer without a task switch.
+
+    nats-py's `publish` is a coroutine that never waits unless its buffer is full; driving it by hand saves the switch.
+    """
+    coroutine = nats.publish(subject, payload)
+    try:
+        coroutine.send(None)
+    except StopIteration:
+        return
+    coroutine.close()  # its buffer is full: the event is given up, the journal has it

@@ -1,0 +1,373 @@
+"""One claimed run in this process's memory: its branches, its replay, its outcomes.
+
+The workflow's code runs in asyncio tasks, one a branch. A branch is *active* until it waits for a call. Outcomes are
+handed over one at a time, in journal order, and only while no branch is active: so code that replays sees its
+outcomes in the order in which it first saw them. When nothing is active, nothing under way and nothing to hand over,
+the run waits, and leaves memory.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from contextvars import ContextVar
+from datetime import datetime
+from typing import TYPE_CHECKING, Any
+
+import structlog
+
+from perdure.errors import ControlFlow, RunContinued, RunSuspended, WorkflowMisuse
+from perdure.workflow.codec import encode
+from perdure.workflow.failure import describe, mismatch
+from perdure.workflow.journal import Entry
+from perdure.workflow.points import reach
+from perdure.workflow.rows import ClaimedRun, JournalRow, Move, Start
+
+if TYPE_CHECKING:
+    from perdure.config.snapshot import AgentConfig
+    from perdure.workflow.calls import Call
+    from perdure.workflow.definition import WorkflowDefinition
+    from perdure.workflow.host import Host
+
+log = structlog.get_logger(__name__)
+
+_current: ContextVar[Branch | None] = ContextVar("perdure_branch", default=None)
+
+
+class Branch:
+    """One line of a workflow's execution: the body itself, or a coroutine given to `ctx.gather`."""
+
+    __slots__ = ("execution", "in_step", "prefix", "taken", "task", "waiting_on")
+
+    def __init__(self, execution: Execution, prefix: str) -> None:
+        self.execution = execution
+        self.prefix = prefix
+        self.taken = 0
+        self.task: asyncio.Task[Any] | None = None
+        self.waiting_on: Call[Any] | None = None
+        self.in_step = False
+
+    def take(self) -> str:
+        """The next position of this branch."""
+        self.taken += 1
+        return f"{self.prefix}{self.taken}"
+
+    def enter(self) -> None:
+        """Make this the branch of the task that calls."""
+        self.task = asyncio.current_task()
+        _current.set(self)
+
+    def cancel(self) -> None:
+        """Raise `CancelledError` where the branch stands; it counts as active from now on."""
+        waiting = self.waiting_on
+        if waiting is not None and not waiting.done:
+            waiting.abandon()
+            self.execution.active += 1
+        if self.task is not None:
+            self.task.cancel()
+
+
+class Execution:
+    """A run that this process holds, under its epoch."""
+
+    def __init__(
+        self,
+        host: Host,
+        run: ClaimedRun,
+        definition: WorkflowDefinition,
+        history: list[JournalRow],
+        config: AgentConfig,
+    ) -> None:
+        self.host = host
+        self.run = run
+        self.run_id = run.run_id
+        self.epoch = run.epoch
+        self.definition = definition
+        self.config = config
+        self.root = Branch(self, "")
+        self.active = 0
+        self.busy = 0  # live work and uncommitted rows
+        self.time: datetime = run.started_at
+        self.closed = False
+        self.leaving = False  # a move is on its way
+        self.calls: dict[str, Call[Any]] = {}
+        self.pending: dict[str, Call[Any]] = {}
+        self.patches = {row.name for row in history if row.kind == "patch"}
+        self.ready: deque[JournalRow] = deque(row for row in history if row.kind != "patch")
+        self.history_left = len(self.ready)
+        self.history_paths = {row.path for row in self.ready}
+        self.last_seq = history[-1].seq if history else run.base_seq
+        self._next_handover = self.last_seq + 1
+        self._settled: dict[int, JournalRow | None] = {}
+        self._pumping = False
+        self._linger: asyncio.TimerHandle | None = None
+        self._tasks: set[asyncio.Task[Any]] = set()
+        self.cancel_reason = run.cancel_reason
+
+    # -- life ---------------------------------------------------------------------------------------------------------
+
+    def start(self) -> None:
+        """Begin, or go on, with the workflow's code."""
+        self.active = 1
+        self.spawn(self._main())
+        if self.cancel_reason is not None:
+            self.cancel(self.cancel_reason)
+
+    async def _main(self) -> None:
+        from perdure.workflow.context import Context  # noqa: PLC0415 -- the context is made of the execution
+
+        self.root.enter()
+        try:
+            task = self.definition.task.decode(self.run.task, what="the task")
+            value = await self.definition.call(Context(self), task)
+            output = self.definition.result.encode(value, what="the output")
+        except RunContinued as again:
+            self._end(Move("pending", task=encode(again.task, what="the new task"), base_seq=self.last_seq))
+        except asyncio.CancelledError as error:
+            if not self.closed:
+                self._end_cancelled_or_failed(error)
+        except ControlFlow:
+            return
+        except BaseException as error:  # noqa: BLE001 -- whatever a workflow raises is its run's outcome
+            self._end_cancelled_or_failed(error)
+        else:
+            if len(output) > self.host.settings.max_payload:
+                self._end_cancelled_or_failed(
+                    TypeError(f"the output has {len(output)} bytes; the limit is {self.host.settings.max_payload}")
+                )
+                return
+            self._end(Move("completed", output=output))
+
+    def _end_cancelled_or_failed(self, error: BaseException) -> None:
+        if "!cancel" in self.calls or isinstance(error, asyncio.CancelledError):
+            reason = self.cancel_reason or "the workflow cancelled itself"
+            self._end(Move("cancelled", error=encode({"type": "Cancelled", "message": reason}, what="error")))
+            return
+        log.info(
+            "workflow failed", action="run.failed", run_id=self.run_id, error_type=type(error).__name__, exc_info=error
+        )
+        self._end(Move("failed", error=encode(describe(error), what="error")))
+
+    def _end(self, move: Move) -> None:
+        """The workflow's code is through: write its end, unless the journal knows of outcomes it never asked for."""
+        if self.closed or self.leaving:
+            return
+        left = [row for row in self.ready if row.path not in self.calls] if self.history_left else []
+        if left:
+            self.block(mismatch(left[0], None, [], ended=move.status))
+            return
+        self.leaving = True
+        reach("end.before", self.run_id)
+        self.last_seq += 1
+        move.end_seq = self.last_seq
+        self.host.journal.add(Entry(self, move=move))
+
+    def block(self, error: dict[str, Any]) -> None:
+        """Stop as `blocked`: the code and the journal disagree. Nothing is lost; fixed code resumes the run."""
+        if self.closed or self.leaving:
+            return
+        self.leaving = True
+        log.warning("run blocked", action="run.blocked", run_id=self.run_id, error=error["message"])
+        self.host.journal.add(Entry(self, move=Move("blocked", error=encode(error, what="error"))))
+
+    def close(self) -> None:
+        """Leave memory. Whatever the code still tries with its context raises `RunSuspended`."""
+        if self.closed:
+            return
+        self.closed = True
+        if self._linger is not None:
+            self._linger.cancel()
+        for task in list(self._tasks):
+            task.cancel()
+        self.host.closed(self)
+
+    def cancel(self, reason: str) -> None:
+        """End the run as `cancelled`, from where it stands; the place is journaled, so that it replays."""
+        if self.closed or self.leaving or "!cancel" in self.calls:
+            return
+        self.cancel_reason = reason
+        if "!cancel" in self.history_paths:
+            return
+        from perdure.workflow.calls import CancelCall  # noqa: PLC0415 -- calls are made of the execution
+
+        CancelCall(self).begin()
+        self.host.loop.call_later(self.host.cancel_grace, self._cancel_by_force)
+
+    def _cancel_by_force(self) -> None:
+        """The code does not give way (it waits for something of its own): the run ends without it."""
+        if not self.closed and not self.leaving:
+            self._end_cancelled_or_failed(asyncio.CancelledError())
+
+    def spawn(self, coroutine: Any) -> asyncio.Task[Any]:
+        """A task that lives no longer than this execution."""
+        task = self.host.loop.create_task(coroutine)
+        self._tasks.add(task)
+        task.add_done_callback(self._forget)
+        return task
+
+    def _forget(self, task: asyncio.Task[Any]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None and not isinstance(error, ControlFlow):
+            log.error("engine task failed", action="engine.task_failed", run_id=self.run_id, exc_info=error)
+            self.host.engine_failed(self, error)
+
+    # -- branches -----------------------------------------------------------------------------------------------------
+
+    def branch(self) -> Branch:
+        """The branch that calls. Raises `WorkflowMisuse` outside of one, and `RunSuspended` once the run has left."""
+        branch = _current.get()
+        if self.closed:
+            raise RunSuspended
+        if branch is None or branch.execution is not self or asyncio.current_task() is not branch.task:
+            raise WorkflowMisuse(
+                "ctx was used outside of its workflow's own line (in an asyncio task, a thread or a step). "
+                "Use ctx.gather(...) for parallel work, and a step's own arguments and results inside a step."
+            )
+        if branch.in_step:
+            raise WorkflowMisuse("ctx was used inside a step. Use it in the workflow; a step takes a StepContext.")
+        return branch
+
+    def blocked(self, branch: Branch, call: Call[Any]) -> None:
+        """`branch` waits for `call`."""
+        branch.waiting_on = call
+        self.active -= 1
+        self.pump()
+
+    # -- outcomes -----------------------------------------------------------------------------------------------------
+
+    @property
+    def replaying(self) -> bool:
+        """Whether outcomes from an earlier life are still to be handed over."""
+        return self.history_left > 0
+
+    def register(self, call: Call[Any]) -> None:
+        """`call` waits for the rows of its path."""
+        self.calls[call.path] = call
+        self.pending[call.path] = call
+
+    def write(self, row: JournalRow, start: Start | None = None) -> None:
+        """Send `row` to the journal."""
+        if self.closed or self.leaving:
+            return
+        self.busy += 1
+        self.host.journal.add(Entry(self, row=row, start=start))
+
+    def next_seq(self) -> int:
+        """The seq of the next row; only the holder of the epoch draws them."""
+        self.last_seq += 1
+        return self.last_seq
+
+    def settle(self, seq: int, row: JournalRow | None) -> None:
+        """The row with `seq` is committed, or (None) was given up. Rows are handed over in the order of their seqs."""
+        if self.closed:
+            return
+        self.busy -= 1
+        self._settled[seq] = row
+        while self._next_handover in self._settled:
+            settled = self._settled.pop(self._next_handover)
+            self._next_handover += 1
+            if settled is not None and settled.kind != "patch":
+                self.ready.append(settled)
+        self.pump()
+
+    def pump(self) -> None:
+        """Hand over outcomes while no branch is active; then see whether the run waits."""
+        if self._pumping or self.closed or self.leaving:
+            return
+        self._pumping = True
+        try:
+            while self.active == 0 and self.ready and not self.leaving:
+                self._hand_over(self.ready.popleft())
+        finally:
+            self._pumping = False
+        if self.active == 0 and self.busy == 0 and not self.ready:
+            self._idle()
+
+    def _hand_over(self, row: JournalRow) -> None:
+        call = self.calls.get(row.path)
+        if call is None or row.name != call.name or row.hash != call.hash or row.kind not in (call.kind, "retry"):
+            if row.kind == "cancel" and call is None:
+                from perdure.workflow.calls import CancelCall  # noqa: PLC0415 -- calls are made of the execution
+
+                call = CancelCall(self)
+                self.register(call)
+            else:
+                self.block(mismatch(row, call, list(self.pending.values())))
+                return
+        self.time = max(self.time, row.finished_at)
+        if not call.abandoned:
+            call.on_row(row)
+        if self.history_left:
+            self.history_left -= 1
+            if self.history_left == 0:
+                for waiting in list(self.pending.values()):
+                    if not waiting.done and not waiting.abandoned:
+                        waiting.go_live()
+
+    # -- waiting ------------------------------------------------------------------------------------------------------
+
+    def _idle(self) -> None:
+        if self.closed or self.leaving or self._linger is not None:
+            return
+        if self.host.linger <= 0:
+            self._suspend()
+        else:
+            self._linger = self.host.loop.call_later(self.host.linger, self._after_linger)
+
+    def _after_linger(self) -> None:
+        self._linger = None
+        if self.active == 0 and self.busy == 0 and not self.ready and not self.closed and not self.leaving:
+            self._suspend()
+
+    def _suspend(self) -> None:
+        waits = [call for call in self.pending.values() if not call.done and not call.abandoned]
+        due = [call.due_at for call in waits if call.due_at is not None]
+        first = min(due) if due else None
+        if first is not None and (first - self.host.clock.now()).total_seconds() <= self.host.linger:
+            return  # its timer is in memory and about to fire
+        if not waits:
+            self.host.engine_failed(self, WorkflowMisuse("the workflow waits for nothing that could wake it"))
+            return
+        self.leaving = True
+        reach("wait.before", self.run_id)
+        signals = sorted({call.signal for call in waits if call.signal is not None})
+        children = sorted({call.child for call in waits if call.child is not None})
+        self.host.journal.add(
+            Entry(
+                self,
+                move=Move(
+                    "waiting",
+                    wake_at=first,
+                    waiting_signals="\n".join(signals) or None,
+                    waiting_children="\n".join(children) or None,
+                ),
+            )
+        )
+
+    # -- what the journal says ----------------------------------------------------------------------------------------
+
+    def recorded(self, row: JournalRow) -> None:
+        """`row` is committed."""
+        reach("step.after_commit", self.run_id, row.name)
+        self.settle(row.seq, row)
+
+    def refused(self, row: JournalRow, reason: str) -> None:
+        """Postgres cannot hold `row`: its step fails in its place."""
+        if self.closed:
+            return
+        self.busy -= 1
+        row.outcome, row.result, row.kind = "error", None, row.kind if row.kind != "retry" else "step"
+        row.error = encode({"type": "OutcomeRefused", "message": reason.replace("\x00", "")}, what="error")
+        self.write(row)
+
+    def fenced(self) -> None:
+        """Another process holds the run: drop it, at once."""
+        if not self.closed:
+            log.info("run dropped: its epoch has moved on", action="run.fenced", run_id=self.run_id, epoch=self.epoch)
+            self.host.fences += 1
+            self.close()
+
+    def moved(self, move: Move) -> None:
+        """`move` is committed: the run ended, or waits elsewhere."""
+        reach("end.after" if move.status != "waiting" else "wait.after", self.run_id)
+        self.close()

@@ -1,0 +1,125 @@
+"""What the engine reads from Postgres and writes to it, as plain values."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import asyncpg
+
+TERMINAL = frozenset({"completed", "failed", "cancelled", "dead"})
+
+
+@dataclass(slots=True)
+class JournalRow:
+    """One journaled outcome. `result` and `error` are JSON text; `seq` orders the rows of a run.
+
+    `outcome` is `ok`, `error` or `timeout` for an end, `open` for what has begun (a sleep, a child), and a row of
+    kind `retry` stands for a failed attempt with the next one due at `due_at`.
+    """
+
+    seq: int
+    path: str
+    kind: str
+    name: str
+    hash: str
+    outcome: str
+    result: str | None
+    error: str | None
+    attempt: int
+    due_at: datetime | None
+    signal_seq: int | None
+    config_revision: int | None
+    started_at: datetime
+    finished_at: datetime
+
+
+@dataclass(slots=True)
+class Start:
+    """A run to accept: from a caller, or as a child of another run. `task` is JSON text."""
+
+    run_id: str
+    agent_name: str
+    workflow: str
+    session_id: str | None
+    task: str
+    task_hash: str
+    parent_run_id: str | None = None
+    parent_path: str | None = None
+
+
+@dataclass(slots=True)
+class Move:
+    """A run leaves `running`: to an end, to a wait, or back to `pending`. Texts are JSON; lists are line-separated."""
+
+    status: str
+    output: str | None = None
+    error: str | None = None
+    wake_at: datetime | None = None
+    waiting_signals: str | None = None
+    waiting_children: str | None = None
+    end_seq: int | None = None
+    task: str | None = None
+    base_seq: int | None = None
+
+
+@dataclass(slots=True)
+class ClaimedRun:
+    """A run as its claimer holds it, under `epoch`."""
+
+    run_id: str
+    agent_name: str
+    epoch: int
+    workflow: str
+    version: str | None
+    session_id: str | None
+    parent_run_id: str | None
+    task: str
+    attempts: int
+    config_revision: int | None
+    config_hash: str | None
+    cancel_reason: str | None
+    started_at: datetime
+    base_seq: int
+
+
+def claimed(agent_name: str, record: asyncpg.Record) -> ClaimedRun:
+    """A row of the `claim` query."""
+    return ClaimedRun(
+        run_id=record["run_id"],
+        agent_name=agent_name,
+        epoch=record["epoch"],
+        workflow=record["workflow"],
+        version=record["version"],
+        session_id=record["session_id"],
+        parent_run_id=record["parent_run_id"],
+        task=record["task"],
+        attempts=record["attempts"],
+        config_revision=record["config_revision"],
+        config_hash=record["config_hash"],
+        cancel_reason=record["cancel_reason"],
+        started_at=record["started_at"],
+        base_seq=record["base_seq"],
+    )
+
+
+def journaled(record: asyncpg.Record) -> JournalRow:
+    """A row of the `history` query."""
+    return JournalRow(
+        seq=record["seq"],
+        path=record["path"],
+        kind=record["kind"],
+        name=record["name"],
+        hash=record["hash"],
+        outcome=record["outcome"],
+        result=record["result"],
+        error=record["error"],
+        attempt=record["attempt"],
+        due_at=record["due_at"],
+        signal_seq=record["signal_seq"],
+        config_revision=record["config_revision"],
+        started_at=record["started_at"],
+        finished_at=record["finished_at"],
+    )

@@ -1,0 +1,277 @@
+"""Runs as callers see them: accept, look, list, signal, cancel, resume, fork. The scheduler answers with these."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from typing import Any
+
+import asyncpg
+from nats.aio.client import Client
+
+from perdure import subjects
+from perdure.errors import Conflict, InvalidRequest, NotFound
+from perdure.store.postgres import Pool
+from perdure.store.queries import load_queries
+from perdure.workflow.codec import decode, encode, short_hash
+from perdure.workflow.events import end_data, ended_payload, publish_nowait, render
+from perdure.workflow.rows import TERMINAL, Move, Start
+
+_SQL = load_queries("runs.sql")
+_ENGINE = load_queries("engine.sql")
+ACCEPT = _SQL["accept"]
+
+STATUSES = frozenset(
+    {"pending", "running", "waiting", "paused", "blocked", "needs_review", "completed", "failed", "cancelled", "dead"}
+)
+
+
+def new_start(
+    run_id: str,
+    agent: str,
+    task: Any,
+    *,
+    workflow: str = "run",
+    session_id: str | None = None,
+    parent: tuple[str, str] | None = None,
+) -> Start:
+    """A run to be accepted. Raises `TypeError` when `task` cannot travel as JSON."""
+    text = encode(task, what="task")
+    fingerprint = short_hash(agent, workflow, session_id or "", text)
+    parent_run, parent_path = parent or (None, None)
+    return Start(run_id, agent, workflow, session_id, text, fingerprint, parent_run, parent_path)
+
+
+def accept_arguments(starts: Sequence[Start]) -> tuple[list[Any], ...]:
+    """The columns that the `accept` query takes."""
+    return (
+        [start.run_id for start in starts],
+        [start.agent_name for start in starts],
+        [start.workflow for start in starts],
+        [start.session_id for start in starts],
+        [start.task for start in starts],
+        [start.task_hash for start in starts],
+        [start.parent_run_id for start in starts],
+        [start.parent_path for start in starts],
+    )
+
+
+async def accept(pool: Pool, starts: Sequence[Start]) -> dict[str, str]:
+    """Make each start a durable run, in one commit; the status of each by run id.
+
+    A run id that exists with the same task is the same run. One that exists with another task is marked `conflict`.
+    """
+    sessions = [f"{start.agent_name}/{start.session_id}" for start in starts if start.session_id]
+    async with pool.acquire() as connection:
+        if sessions:
+            async with connection.transaction():
+                await connection.execute(_SQL["lock_sessions"], sessions)
+                created = await connection.fetch(ACCEPT, *accept_arguments(starts))
+        else:
+            created = await connection.fetch(ACCEPT, *accept_arguments(starts))
+        statuses = {record["run_id"]: "accepted" for record in created}
+        if len(statuses) == len(starts):
+            return statuses
+        hashes = {start.run_id: start.task_hash for start in starts}
+        before = await connection.fetch(
+            _SQL["accepted_before"], [start.run_id for start in starts if start.run_id not in statuses]
+        )
+    for record in before:
+        run_id = record["run_id"]
+        statuses[run_id] = record["status"] if record["task_hash"] == hashes[run_id] else "conflict"
+    return statuses
+
+
+def outcome(record: asyncpg.Record) -> dict[str, Any]:
+    """A run's reply: `status`, `run_id`, `agent`, and `output` or `error` when it has ended."""
+    reply: dict[str, Any] = {"status": record["status"], "run_id": record["run_id"], "agent": record["agent_name"]}
+    if record["status"] == "completed":
+        reply["output"] = decode(record["output"])
+    if record["error"] is not None:
+        reply["error"] = decode(record["error"])
+    return reply
+
+
+async def get(pool: Pool, run_id: str, *, steps: bool = True, limit: int = 1000, after: int = 0) -> dict[str, Any]:
+    """One run with its steps so far. Raises `NotFound`."""
+    record = await pool.fetchrow(_SQL["get"], run_id)
+    if record is None:
+        raise NotFound(f"there is no run {run_id!r}", run_id=run_id)
+    reply = outcome(record) | {
+        "workflow": record["workflow"],
+        "session_id": record["session_id"],
+        "parent_run_id": record["parent_run_id"],
+        "task": decode(record["task"]),
+        "epoch": record["epoch"],
+        "attempts": record["attempts"],
+        "process_id": record["process_id"],
+        "config_revision": record["config_revision"],
+        "wake_at": _time(record["wake_at"]),
+        "waiting_for": record["waiting_signals"] or [],
+        "waiting_children": record["waiting_children"] or [],
+        "created_at": _time(record["created_at"]),
+        "started_at": _time(record["started_at"]),
+        "finished_at": _time(record["finished_at"]),
+    }
+    if steps:
+        reply["steps"] = [_step(row) for row in await pool.fetch(_SQL["steps"], run_id, after, limit)]
+    return reply
+
+
+def _time(moment: Any) -> str | None:
+    return None if moment is None else moment.isoformat()
+
+
+def _step(record: asyncpg.Record) -> dict[str, Any]:
+    names = {"ok": "completed", "error": "failed", "timeout": "timed_out", "open": "waiting"}
+    return {
+        "seq": record["seq"],
+        "path": record["path"],
+        "kind": record["kind"],
+        "name": record["name"],
+        "status": "retrying" if record["kind"] == "retry" else names[record["outcome"]],
+        "result": decode(record["result"]),
+        "error": decode(record["error"]),
+        "attempt": record["attempt"],
+        "epoch": record["epoch"],
+        "config_revision": record["config_revision"],
+        "started_at": _time(record["started_at"]),
+        "finished_at": _time(record["finished_at"]),
+    }
+
+
+async def list_runs(
+    pool: Pool,
+    *,
+    agent: str | None = None,
+    statuses: Sequence[str] | None = None,
+    session_id: str | None = None,
+    parent_run_id: str | None = None,
+    before: int | None = None,
+    limit: int = 50,
+) -> tuple[list[dict[str, Any]], int | None]:
+    """The newest runs first, and the cursor of the next page. Raises `InvalidRequest` for an unknown status."""
+    if unknown := set(statuses or ()) - STATUSES:
+        raise InvalidRequest(f"status: unknown {sorted(unknown)}; known are {sorted(STATUSES)}")
+    records = await pool.fetch(
+        _SQL["list"], agent, list(statuses) if statuses else None, session_id, parent_run_id, before, limit + 1
+    )
+    rows = [
+        {
+            "run_id": r["run_id"],
+            "agent": r["agent_name"],
+            "workflow": r["workflow"],
+            "session_id": r["session_id"],
+            "parent_run_id": r["parent_run_id"],
+            "status": r["status"],
+            "attempts": r["attempts"],
+            "error": decode(r["error"]),
+            "created_at": _time(r["created_at"]),
+            "started_at": _time(r["started_at"]),
+            "finished_at": _time(r["finished_at"]),
+        }
+        for r in records[:limit]
+    ]
+    return rows, (records[limit - 1]["turn"] if len(records) > limit else None)
+
+
+async def send_signal(pool: Pool, run_id: str, name: str, payload: Any, signal_id: str | None) -> asyncpg.Record:
+    """Put a signal into a run's mailbox and wake the run if it waits for it; the run's place as a record.
+
+    Raises `NotFound` for an unknown run and `Conflict` for one that has ended. The same `signal_id` again: once.
+    """
+    record = await pool.fetchrow(_SQL["send_signal"], run_id, name, encode(payload, what="payload"), signal_id)
+    if record is None:
+        raise NotFound(f"there is no run {run_id!r} to signal", run_id=run_id)
+    if record["status"] in TERMINAL:
+        raise Conflict(f"run {run_id} has ended {record['status']}; it takes no signal", run_id=run_id)
+    return record
+
+
+async def cancel(pool: Pool, run_id: str, reason: str) -> asyncpg.Record:
+    """End a run that nobody holds, or ask the process that holds it to. Raises `NotFound`."""
+    record = await pool.fetchrow(_SQL["cancel"], run_id, reason)
+    if record is None:
+        raise NotFound(f"there is no run {run_id!r} to cancel", run_id=run_id)
+    return record
+
+
+async def resume(pool: Pool, run_id: str) -> asyncpg.Record:
+    """Bring a failed, dead, blocked, paused or reviewed run back. Raises `NotFound` or `Conflict`."""
+    record = await pool.fetchrow(_SQL["resume"], run_id)
+    if record is None:
+        raise NotFound(f"there is no run {run_id!r} to resume", run_id=run_id)
+    if not record["woken"]:
+        raise Conflict(
+            f"run {run_id} is {record['status']}; only failed, dead, blocked, paused or needs_review runs resume",
+            run_id=run_id,
+        )
+    return record
+
+
+async def fork(pool: Pool, run_id: str, step: str, new_id: str) -> asyncpg.Record:
+    """A new run with the journal of another up to (not with) `step`: its path, name or seq.
+
+    Raises `NotFound` for the run or the step and `Conflict` when `new_id` is taken.
+    """
+    if await pool.fetchrow(_SQL["get"], run_id) is None:
+        raise NotFound(f"there is no run {run_id!r} to fork", run_id=run_id)
+    seq = await pool.fetchval(_SQL["step_seq"], run_id, step)
+    if seq is None:
+        raise NotFound(f"run {run_id} has no step {step!r}; give a path, a name or a seq of `run.get`", run_id=run_id)
+    record = await pool.fetchrow(_SQL["fork"], run_id, new_id, seq)
+    if record is None:
+        raise Conflict(f"there is a run {new_id!r} already", run_id=new_id)
+    return record
+
+
+async def cancel_tree(pool: Pool, nats: Client, run_id: str, reason: str) -> asyncpg.Record:
+    """Cancel a run and its living children, and tell whoever holds or awaits them. Raises `NotFound`."""
+    record = await cancel(pool, run_id, reason)
+    if record["ended"]:
+        error = encode({"type": "Cancelled", "message": reason}, what="reason")
+        tell_end(nats, run_id, record["agent_name"], "cancelled", record["end_seq"], error)
+        await tell_parents(pool, nats, [run_id])
+    elif record["asked"]:
+        nudge(nats, record["process_id"], run_id)
+    for child in await pool.fetch(_SQL["live_children"], [run_id]):
+        await cancel_tree(pool, nats, child["run_id"], f"its parent {run_id} was cancelled")
+    return record
+
+
+async def tell_parents(pool: Pool, nats: Client, children: Sequence[str]) -> None:
+    """Wake the parents that wait for these ended children; nudge those that run."""
+    for parent in await pool.fetch(_ENGINE["tell_parents"], list(children)):
+        if parent["woken"]:
+            wake(nats, parent["run_id"], parent["agent_name"])
+        elif parent["running"]:
+            nudge(nats, parent["process_id"], parent["run_id"])
+
+
+async def next_turns(pool: Pool, nats: Client, sessions: Sequence[tuple[str, str]]) -> None:
+    """Wake the first waiting turn of each session, given as (agent, session)."""
+    agents, names = [agent for agent, _ in sessions], [name for _, name in sessions]
+    for record in await pool.fetch(_ENGINE["next_turns"], agents, names):
+        wake(nats, record["run_id"], record["agent_name"])
+
+
+def wake(nats: Client, run_id: str, agent: str) -> None:
+    """Send a wake-up; a lost one is repeated by the sweeper."""
+    if nats.is_connected:
+        publish_nowait(nats, subjects.work(agent), run_id.encode())
+
+
+def nudge(nats: Client, process_id: str | None, run_id: str) -> None:
+    """Tell the process that holds a run to look at it; it looks by itself every second anyway."""
+    if process_id and nats.is_connected:
+        publish_nowait(nats, subjects.process_nudge(process_id), run_id.encode())
+
+
+def tell_end(nats: Client, run_id: str, agent: str, status: str, seq: int, error: str | None) -> None:
+    """The terminal event of a run that ended outside of any process, and the word to whoever asked."""
+    if not nats.is_connected:
+        return
+    move = Move(status, error=error, end_seq=seq)
+    event = render(seq, f"run.{status}", run_id, agent, datetime.now(UTC), end_data(None, error))
+    publish_nowait(nats, subjects.run_events(run_id), event)
+    publish_nowait(nats, subjects.run_ended(run_id), ended_payload(run_id, agent, move))

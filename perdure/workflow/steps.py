@@ -1,0 +1,268 @@
+"""Steps: functions whose outcome is journaled, tried again when they fail, and never run again once recorded."""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import functools
+from collections.abc import Callable, Generator, Mapping
+from datetime import datetime, timedelta
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from perdure.errors import ControlFlow, PerdureError, RunSuspended, StepFailed, WorkflowMisuse
+from perdure.workflow.calls import Call
+from perdure.workflow.codec import decode, encode
+from perdure.workflow.definition import StepFunction, StepInjected, step_function
+from perdure.workflow.failure import describe
+from perdure.workflow.journal import CONNECTION_ERRORS, Entry, write_rows
+from perdure.workflow.points import reach
+from perdure.workflow.retry import Retry
+from perdure.workflow.rows import JournalRow
+
+if TYPE_CHECKING:
+    from perdure.workflow.execution import Branch, Execution
+
+_DEFAULT_RETRY = Retry()
+
+
+class StepContext(StepInjected):
+    """What a step or a tool may know of itself; a parameter annotated with it receives it.
+
+    `run_id` and `step_id` name the step, `attempt` counts its tries from 1, and `idempotency_key` is the same over
+    retries, replays and processes: give it to whoever must do the work at most once.
+    """
+
+    __slots__ = ("_execution", "attempt", "step_id")
+
+    def __init__(self, execution: Execution, step_id: str, attempt: int) -> None:
+        self._execution = execution
+        self.step_id = step_id
+        self.attempt = attempt
+
+    @property
+    def run_id(self) -> str:
+        """The id of the run."""
+        return self._execution.run_id
+
+    @property
+    def idempotency_key(self) -> str:
+        """The same text for every try of this step, in whatever process."""
+        return f"{self._execution.run_id}/{self._execution.run.base_seq}/{self.step_id}"
+
+    async def progress(self, fraction: float, text: str = "") -> None:
+        """Tell watchers how far the step is: `fraction` from 0 to 1. Best effort, and nothing waits for it."""
+        self.delta("tool.progress", {"fraction": fraction, "text": text})
+
+    def delta(self, kind: str, data: Mapping[str, Any]) -> None:
+        """Send an event of the run that is not journaled (a token, a progress mark)."""
+        self._execution.host.events.passing(self._execution, kind, {"step": self.step_id, **data})
+
+
+class StepCall(Call[Any]):
+    """A step of a workflow."""
+
+    kind = "step"
+    can_inline: ClassVar[bool] = True
+    __slots__ = ("_args", "_attempt", "_function", "_kwargs", "_not_before", "_retry", "_spec", "_timeout")
+
+    def __init__(
+        self,
+        execution: Execution,
+        branch: Branch,
+        name: str,
+        digest: str,
+        function: Callable[..., Any],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        retry: Retry | None,
+        timeout: float | None,
+    ) -> None:
+        super().__init__(execution, branch, branch.take(), name, digest)
+        self._function = function
+        self._spec: StepFunction = step_function(function)
+        self._args = args
+        self._kwargs = kwargs
+        self._retry = retry or _DEFAULT_RETRY
+        self._timeout = timeout
+        self._attempt = 1
+        self._not_before: datetime | None = None
+
+    # -- live ---------------------------------------------------------------------------------------------------------
+
+    def go_live(self) -> None:
+        """Run the function in a task of its own, now or when its next try is due."""
+        if self._not_before is not None and self._not_before > self.execution.host.clock.now():
+            self.set_timer(self._not_before)
+            return
+        self.execution.busy += 1
+        self.task = self.execution.spawn(self._attempt_once())
+        self.task.add_done_callback(self._live_done)
+
+    def on_due(self) -> None:
+        """The next try is due."""
+        self.go_live()
+
+    def _live_done(self, _task: asyncio.Task[Any]) -> None:
+        self.execution.busy -= 1
+        self.execution.pump()
+
+    def inline(self) -> Generator[Any, None, None]:
+        """Run the function in the awaiting branch's task."""
+        self.branch.in_step = True
+        try:
+            yield from self._attempt_once().__await__()
+        finally:
+            self.branch.in_step = False
+            self.execution.busy -= 1
+
+    async def _attempt_once(self) -> None:
+        execution, host = self.execution, self.execution.host
+        if not host.leased:
+            await host.wait_for_lease()
+        attempt = self._attempt
+        kwargs = self._kwargs
+        if self._spec.injected:
+            injected = {
+                name: kind(execution, self.path, attempt)
+                for name, kind in self._spec.injected
+                if issubclass(kind, StepContext)
+            }
+            kwargs = {**kwargs, **injected}
+        started = host.clock.now()
+        reach("step.before", execution.run_id, self.name)
+        host.events.step_started(execution, self, attempt)
+        try:
+            value = await self._run(kwargs)
+        except asyncio.CancelledError as error:
+            task = asyncio.current_task()
+            if execution.closed or self.abandoned or (task is not None and task.cancelling()):
+                raise
+            self._failed(error, attempt, started)  # the function's own cancellation, which is only its error
+        except RunSuspended:
+            raise
+        except BaseException as error:  # noqa: BLE001 -- whatever a step raises is its outcome
+            self._failed(error, attempt, started)
+        else:
+            reach("step.after_effect", execution.run_id, self.name)
+            self._succeeded(value, attempt, started)
+
+    async def _run(self, kwargs: dict[str, Any]) -> Any:
+        if self._spec.is_async:
+            if self._timeout is None:
+                return await self._function(*self._args, **kwargs)
+            async with asyncio.timeout(self._timeout):
+                return await self._function(*self._args, **kwargs)
+        async with asyncio.timeout(self._timeout):
+            call = functools.partial(contextvars.copy_context().run, self._function, *self._args, **kwargs)
+            value = await self.execution.host.loop.run_in_executor(self.execution.host.threads, call)
+            return await value if asyncio.iscoroutine(value) else value
+
+    def _succeeded(self, value: Any, attempt: int, started: datetime) -> None:
+        what = f"the result of step {self.name!r}"
+        try:
+            text = self._spec.result.encode(value, what=what)
+            limit = self.execution.host.settings.max_payload
+            if len(text) > limit:
+                raise TypeError(f"{what} has {len(text)} characters; the limit is {limit}: return a reference to it")
+            self._spec.result.decode(text, what=what)
+        except TypeError as error:
+            said = {**describe(error), "type": "TypeError", "untravelable": True}
+            self.write(self.row("error", error=encode(said, what="error"), attempt=attempt, started_at=started))
+            return
+        reach("step.before_commit", self.execution.run_id, self.name)
+        self.write(self.row("ok", text, attempt=attempt, started_at=started))
+
+    def _failed(self, error: BaseException, attempt: int, started: datetime) -> None:
+        said = (
+            describe(WorkflowMisuse(f"{type(error).__name__} inside a step"))
+            if isinstance(error, ControlFlow)
+            else describe(error)
+        )
+        text = encode(said, what="error")
+        pause = self._retry.pause(attempt, error)
+        self.execution.host.step_failed(self, error, attempt, pause)
+        if pause is None:
+            self.write(self.row("error", error=text, attempt=attempt, started_at=started))
+        else:
+            due = self.execution.host.clock.now() + timedelta(seconds=pause)
+            self.write(self.row("error", error=text, attempt=attempt, due_at=due, kind="retry", started_at=started))
+
+    # -- outcomes -----------------------------------------------------------------------------------------------------
+
+    def on_row(self, row: JournalRow) -> None:
+        """A retry row sets the next try; any other is the outcome."""
+        if row.kind == "retry":
+            self._attempt = row.attempt + 1
+            self._not_before = row.due_at
+            if not self.execution.replaying:
+                self.go_live()
+        elif row.outcome == "ok":
+            try:
+                value = self._spec.result.decode(row.result, what=f"the journaled result of step {self.name!r}")
+            except TypeError as error:
+                self.resolve(error=error)
+            else:
+                self.resolve(value)
+        else:
+            self.resolve(error=_step_error(self.name, row))
+
+
+def _step_error(name: str, row: JournalRow) -> PerdureError | TypeError:
+    cause = decode(row.error) or {}
+    if cause.pop("untravelable", False):
+        return TypeError(cause["message"])
+    return StepFailed(name, row.attempt, cause)
+
+
+class Fenced(RunSuspended):
+    """A transaction found that the run is another process's."""
+
+
+class TransactionCall(StepCall):
+    """A step whose own SQL commits together with its journal row: user SQL first, fence and row last."""
+
+    kind = "transaction"
+    __slots__ = ()
+
+    async def _run(self, kwargs: dict[str, Any]) -> Any:
+        execution = self.execution
+        row: JournalRow | None = None
+        try:
+            async with execution.host.pool.acquire() as connection:
+                async with connection.transaction():
+                    async with asyncio.timeout(self._timeout):
+                        value = await self._function(connection, *self._args, **kwargs)
+                    text = self._spec.result.encode(value, what=f"the result of transaction {self.name!r}")
+                    execution.busy += 1
+                    row = self.row("ok", text, attempt=self._attempt)
+                    held = await write_rows(connection, [Entry(execution, row=row)])
+                    if not held:
+                        raise Fenced
+                reach("step.after_commit", execution.run_id, self.name)
+        except Fenced:
+            execution.fenced()
+            raise
+        except BaseException as error:
+            if row is not None and (isinstance(error, CONNECTION_ERRORS) and await self._committed(row)):
+                return row
+            if row is not None:
+                execution.settle(row.seq, None)
+            raise
+        return row
+
+    async def _committed(self, row: JournalRow) -> bool:
+        """After a lost answer: wait for the transaction to be over (it holds the run's row), then look."""
+        pool = self.execution.host.pool
+        queries = self.execution.host.queries
+        while True:
+            try:
+                await pool.execute(queries["lock_run"], self.execution.run_id)
+                return bool(
+                    await pool.fetchval(queries["has_row"], self.execution.run_id, row.seq, self.execution.epoch)
+                )
+            except CONNECTION_ERRORS:
+                await asyncio.sleep(0.1)
+
+    def _succeeded(self, value: Any, attempt: int, started: datetime) -> None:  # noqa: ARG002 -- the row says both
+        self.execution.host.events.committed(self.execution, value)
+        self.execution.settle(value.seq, value)

@@ -1,0 +1,239 @@
+"""Waits: for a time, a signal, or a child run. Each leaves memory and its slot until a row or a nudge brings it back."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from perdure.errors import Conflict, RunFailed
+from perdure.workflow.calls import Call
+from perdure.workflow.codec import decode, encode
+from perdure.workflow.rows import JournalRow, Start
+
+if TYPE_CHECKING:
+    from perdure.workflow.execution import Branch, Execution
+
+
+class Wait(Call[Any]):
+    """A call that first says, in an open row, until when it waits."""
+
+    __slots__ = ("_opened", "_seconds")
+
+    def __init__(self, execution: Execution, branch: Branch, name: str, digest: str, seconds: float | None) -> None:
+        super().__init__(execution, branch, branch.take(), name, digest)
+        self._seconds = seconds
+        self._opened: JournalRow | None = None
+
+    def go_live(self) -> None:
+        """Write the open row, or go on from it."""
+        if self._opened is None and self._needs_opening():
+            due = None if self._seconds is None else self.after(self._seconds)
+            self.write(self.row("open", self._opening(), due_at=due), self._start())
+            return
+        if self._opened is not None and self._opened.due_at is not None:
+            self.set_timer(self._opened.due_at)
+        self.look()
+
+    def on_row(self, row: JournalRow) -> None:
+        """An open row is remembered; any other is the outcome."""
+        if row.outcome == "open":
+            self._opened = row
+            if not self.execution.replaying:
+                self.go_live()
+        elif row.outcome == "timeout":
+            self.resolve(error=TimeoutError(f"{self.kind} {self.name!r} was not there in time"))
+        elif row.outcome == "error":
+            self.resolve(error=self._error_of(row))
+        else:
+            self.resolve(decode(row.result))
+
+    def on_due(self) -> None:
+        """The time is over: that is an outcome, and journaled as one."""
+        self.stop_looking()
+        self.write(self.row("timeout"))
+
+    def _needs_opening(self) -> bool:
+        return self._seconds is not None
+
+    def _opening(self) -> str | None:
+        return None
+
+    def _start(self) -> Start | None:
+        return None
+
+    def look(self) -> None:
+        """See whether what is waited for is there already."""
+
+    def stop_looking(self) -> None:
+        """The call has decided; what comes later is not its own."""
+        self.signal = self.child = None
+
+    def _error_of(self, row: JournalRow) -> BaseException:
+        said = decode(row.error)
+        return RunFailed(said.get("run_id", "?"), said.get("status", "failed"), said.get("error"))
+
+
+class SleepCall(Wait):
+    """A durable sleep."""
+
+    kind = "sleep"
+    __slots__ = ()
+
+    def on_due(self) -> None:
+        """The sleep is over."""
+        self.write(self.row("ok"))
+
+
+class SignalCall(Wait):
+    """Waits for the next signal of a name, first in, first out."""
+
+    kind = "signal"
+    __slots__ = ()
+
+    def look(self) -> None:
+        """Wait under the signal's name, and read the mailbox."""
+        self.signal = self.name
+        self.execution.host.want_signals(self.execution)
+
+    def take(self, seq: int, payload: str) -> None:
+        """The signal `seq` is this call's: consuming it is part of the journal write."""
+        self.stop_looking()
+        self.stop_timer()
+        self.due_at = None
+        self.write(self.row("ok", payload, signal_seq=seq))
+
+
+class ChildCall(Wait):
+    """A child run; its output, or `RunFailed`."""
+
+    kind = "call"
+    __slots__ = ("start",)
+
+    def __init__(
+        self, execution: Execution, branch: Branch, name: str, digest: str, start: Start, seconds: float | None
+    ) -> None:
+        super().__init__(execution, branch, name, digest, seconds)
+        self.start = start
+
+    def _needs_opening(self) -> bool:
+        return True
+
+    def _opening(self) -> str | None:
+        return encode({"run_id": self.start.run_id}, what="child")
+
+    def _start(self) -> Start | None:
+        return self.start
+
+    def look(self) -> None:
+        """Wait for the child, and look how it is."""
+        self.child = self.start.run_id
+        self.execution.host.want_children(self.execution)
+
+    def ended(self, record: Any) -> None:
+        """The child's row says that it has ended, or that another task has its id."""
+        self.stop_looking()
+        self.stop_timer()
+        self.due_at = None
+        if record["task_hash"] != self.start.task_hash:
+            said = {"type": "Conflict", "message": f"run {self.start.run_id} exists with another task"}
+            error = {"run_id": self.start.run_id, "status": "conflict", "error": said}
+            self.write(self.row("error", error=encode(error, what="error")))
+        elif record["status"] == "completed":
+            self.write(self.row("ok", record["output"]))
+        else:
+            error = {"run_id": self.start.run_id, "status": record["status"], "error": decode(record["error"])}
+            self.write(self.row("error", error=encode(error, what="error")))
+
+    def on_due(self) -> None:
+        """The time is over: the child is asked to end, too."""
+        self.execution.host.cancel_run(self.start.run_id, f"its parent {self.execution.run_id} waits no longer")
+        super().on_due()
+
+    def abandon(self) -> None:
+        """Nobody waits for the child any more: it is asked to end."""
+        if self._opened is not None and not self.done:
+            self.execution.host.cancel_run(self.start.run_id, f"its parent {self.execution.run_id} waits no longer")
+        super().abandon()
+
+    def _error_of(self, row: JournalRow) -> BaseException:
+        said = decode(row.error)
+        if said["status"] == "conflict":
+            return Conflict(said["error"]["message"], run_id=said["run_id"])
+        return super()._error_of(row)
+
+
+class RecordCall(Call[Any]):
+    """Something that is written down and done with: an event, a detached child, an adopted configuration."""
+
+    can_inline: ClassVar[bool] = False
+    __slots__ = ("_change", "_result", "_start", "kind")
+
+    def __init__(
+        self,
+        execution: Execution,
+        branch: Branch,
+        kind: str,
+        name: str,
+        digest: str,
+        *,
+        result: str | None = None,
+        start: Start | None = None,
+        change: Callable[[Any], Any] = lambda value: value,
+    ) -> None:
+        super().__init__(execution, branch, branch.take(), name, digest)
+        self.kind = kind  # type: ignore[misc]
+        self._result = result
+        self._start = start
+        self._change = change
+
+    def go_live(self) -> None:
+        """Write it down."""
+        self.write(self.row("ok", self._result), self._start)
+
+    def on_row(self, row: JournalRow) -> None:
+        """It is written."""
+        self.resolve(self._change(decode(row.result)))
+
+
+class AdoptCall(Call[Any]):
+    """Takes the newest configuration for the rest of the run; a row stands for it only when there was a newer one."""
+
+    kind = "config"
+    __slots__ = ()
+
+    def __init__(self, execution: Execution, branch: Branch) -> None:
+        super().__init__(execution, branch, branch.take(), "adopt", "")
+
+    def begin(self) -> None:
+        """Replay what was adopted here, if anything was."""
+        if self.execution.replaying and self.path not in self.execution.history_paths:
+            self.begun = True
+            self.resolve(self.execution.config)
+            return
+        super().begin()
+
+    def go_live(self) -> None:
+        """Adopt the newest snapshot, unless it is the one the run stands on."""
+        newest = self.execution.host.newest_config()
+        if newest.hash == self.execution.config.hash or newest.revision < self.execution.config.revision:
+            self.resolve(self.execution.config)
+            return
+        said = {"revision": newest.revision, "hash": newest.hash}
+        self.write(self.row("ok", encode(said, what="snapshot")))
+
+    def on_row(self, row: JournalRow) -> None:
+        """Stand on the snapshot that the row names."""
+        self.execution.config = self.execution.host.snapshot(decode(row.result)["hash"])
+        self.resolve(self.execution.config)
+
+
+def seconds_of(value: Any, *, what: str) -> float:
+    """A duration in seconds. Raises `TypeError` or `ValueError` naming `what` for anything else."""
+    if isinstance(value, timedelta):
+        value = value.total_seconds()
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise TypeError(f"{what} must be seconds or a timedelta, not {type(value).__name__}")
+    if not 0 <= value < 10**10:
+        raise ValueError(f"{what} must be a number of seconds from 0 on, not {value}")
+    return float(value)

@@ -1,0 +1,349 @@
+"""The part of an agent's process that executes runs: claims them, holds them, writes their journal, lets them go."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Executor, ThreadPoolExecutor
+from typing import TYPE_CHECKING, Any, Protocol
+
+import structlog
+from nats.aio.client import Client
+from nats.aio.msg import Msg
+from nats.aio.subscription import Subscription
+
+from perdure import subjects
+from perdure.bus.pull import PullConsumer
+from perdure.errors import SetupError
+from perdure.settings import Settings
+from perdure.store.postgres import Pool
+from perdure.store.queries import load_queries
+from perdure.workflow import runs
+from perdure.workflow.claims import Claims
+from perdure.workflow.clock import Clock, SystemClock
+from perdure.workflow.codec import encode
+from perdure.workflow.definition import WorkflowDefinition
+from perdure.workflow.events import Events
+from perdure.workflow.execution import Execution
+from perdure.workflow.failure import describe
+from perdure.workflow.journal import CONNECTION_ERRORS, Entry, Journal
+from perdure.workflow.liveness import Liveness
+from perdure.workflow.mailbox import Mailbox
+from perdure.workflow.rows import ClaimedRun, JournalRow, Move
+
+if TYPE_CHECKING:
+    from perdure.config.snapshot import AgentConfig
+    from perdure.workflow.hot_state import HotState
+    from perdure.workflow.steps import StepCall
+
+log = structlog.get_logger(__name__)
+
+
+class ConfigSource(Protocol):
+    """Where the worker finds configuration."""
+
+    def newest(self) -> AgentConfig:
+        """The snapshot that is live in this process."""
+
+    def rebuild(self, values: Mapping[str, str], revision: int) -> AgentConfig:
+        """A snapshot of an earlier time, from its rows."""
+
+
+class Worker:
+    """Executes the runs of one agent in this process. See `perdure.workflow.host.Host` for what executions ask."""
+
+    def __init__(
+        self,
+        *,
+        settings: Settings,
+        agent_name: str,
+        workflows: Mapping[str, WorkflowDefinition],
+        nats: Client,
+        pool: Pool,
+        config: ConfigSource,
+        hot_state: HotState | None = None,
+        clock: Clock | None = None,
+        linger: float = 0.2,
+    ) -> None:
+        self.settings = settings
+        self.agent_name = agent_name
+        self.workflows = workflows
+        self.nats = nats
+        self.pool = pool
+        self.queries: Mapping[str, str] = load_queries("engine.sql")
+        self.clock: Clock = clock or SystemClock()
+        self.linger = linger
+        self.cancel_grace = 1.5
+        self.fences = 0
+        self.loop = asyncio.get_running_loop()
+        self.threads: Executor = ThreadPoolExecutor(max_workers=32, thread_name_prefix=f"{agent_name}-step")
+        self.events = Events(nats)
+        self.journal = Journal(pool, self._after_commit)
+        self.executions: dict[str, Execution] = {}
+        self._config = config
+        self._hot_state = hot_state
+        self._liveness = Liveness(settings, agent_name, self._lost)
+        self._claims = Claims(self)
+        self._mailbox = Mailbox(self)
+        self._consumer = PullConsumer(
+            nats,
+            stream=subjects.STREAM_WORK,
+            subject=subjects.work(agent_name),
+            durable=agent_name,
+            room=self._room,
+            take=self._take,
+        )
+        self._nudges: Subscription | None = None
+        self._draining = False
+        self._tasks: set[asyncio.Task[Any]] = set()
+        self._background: set[asyncio.Task[Any]] = set()
+
+    # -- life ---------------------------------------------------------------------------------------------------------
+
+    @property
+    def process_id(self) -> str:
+        """The name under which this process holds runs."""
+        return self._liveness.process_id
+
+    async def start(self) -> None:
+        """Register the process and begin to take runs."""
+        await self._liveness.start()
+        await self.keep_snapshot(self._config.newest())
+        self._nudges = await self.nats.subscribe(subjects.process_nudge(f"{self._liveness.token}.*"), cb=self._nudged)
+        loops: Sequence[Callable[[], Any]] = (self.journal.run, self._claims.run, self._mailbox.run, self._consumer.run)
+        for loop in loops:
+            self._tasks.add(asyncio.create_task(self._guard(loop), name=f"worker {loop.__qualname__}"))
+
+    async def _guard(self, loop: Callable[[], Any]) -> None:
+        """An engine loop that fails is a fault of ours: log it and begin the loop again, with its queues as they are."""
+        while True:
+            try:
+                await loop()
+            except Exception:
+                log.exception(
+                    "engine loop failed; it begins again", action="engine.loop_failed", loop=loop.__qualname__
+                )
+                await asyncio.sleep(0.2)
+            else:
+                return
+
+    async def drain(self) -> None:
+        """Take nothing new, let steps in flight end for a while, give the rest back: no attempt is counted for it."""
+        self._draining = True
+        await self._consumer.stop()
+        deadline = self.loop.time() + self.settings.drain_timeout * 0.6
+        while self.executions and self.loop.time() < deadline:
+            if all(execution.busy == 0 for execution in self.executions.values()):
+                break
+            await asyncio.sleep(0.02)
+        held = list(self.executions.values())
+        if held:
+            await self._release(held)
+        if self._nudges is not None and self.nats.is_connected:
+            await self._nudges.unsubscribe()
+        for task in [*self._tasks, *self._background]:
+            task.cancel()
+        await asyncio.gather(*self._tasks, *self._background, return_exceptions=True)
+        await self._liveness.stop()
+        self.threads.shutdown(wait=False, cancel_futures=True)
+
+    async def _release(self, held: list[Execution]) -> None:
+        for execution in held:
+            execution.close()
+        try:
+            records = await self.pool.fetch(self.queries["release"], [e.run_id for e in held], [e.epoch for e in held])
+        except CONNECTION_ERRORS as error:
+            log.warning("runs not given back; their lease will end", action="drain.failed", error=type(error).__name__)
+            return
+        for record in records:
+            self.wake(record["run_id"], record["agent_name"])
+        log.info("runs given back", action="drain.released", runs=len(records))
+
+    async def on_reconnect(self) -> None:
+        """NATS is back: streams and consumer may be gone."""
+        self._consumer.reset()
+
+    def _lost(self) -> None:
+        """The lease is over, or the process's row was given up: every run here may be another's by now."""
+        if self._liveness.leased:
+            return
+        held = list(self.executions.values())
+        if held:
+            log.warning("lease is over; runs dropped", action="lease.lost", runs=len(held))
+        for execution in held:
+            execution.close()
+
+    # -- runs come in -------------------------------------------------------------------------------------------------
+
+    def _room(self) -> int:
+        if self._draining or not self._liveness.leased:
+            return 0
+        return min(self.settings.run_slots - len(self.executions) - self._claims.waiting, 256)
+
+    def _take(self, message: Msg) -> None:
+        self._claims.add(message.data.decode("ascii", "replace"), message)
+
+    async def ack(self, message: Msg) -> None:
+        """The claim of a message's run is decided."""
+        await self._consumer.ack(message)
+
+    def begin(self, run: ClaimedRun, history: list[JournalRow], config: AgentConfig) -> None:
+        """Execute a claimed run."""
+        execution = Execution(self, run, self.workflows[run.workflow], history, config)
+        self.executions[run.run_id] = execution
+        if run.base_seq == 0 and not history:
+            self.events.started(execution)
+        if self._hot_state is not None:
+            self._hot_state.note(run.run_id, run.agent_name, "running", execution.last_seq)
+        execution.start()
+
+    def closed(self, execution: Execution) -> None:
+        """The execution has left memory."""
+        if self.executions.get(execution.run_id) is execution:
+            del self.executions[execution.run_id]
+        self.events.forget(execution.run_id)
+        self._consumer.more()
+
+    # -- what executions ask ------------------------------------------------------------------------------------------
+
+    @property
+    def leased(self) -> bool:
+        """Whether this process may start a step now."""
+        return self._liveness.leased
+
+    async def wait_for_lease(self) -> None:
+        """Come back when this process may start a step."""
+        while not self._liveness.leased:
+            await asyncio.sleep(0.05)
+
+    def newest_config(self) -> AgentConfig:
+        """The configuration that is live in this process."""
+        return self._config.newest()
+
+    def snapshot(self, digest: str) -> AgentConfig:
+        """A configuration that the journal names; the claim has loaded it."""
+        newest = self._config.newest()
+        return newest if newest.hash == digest else self._claims.snapshots[digest]
+
+    def rebuild(self, values: Mapping[str, str], revision: int) -> AgentConfig:
+        """A snapshot of an earlier time, from its rows."""
+        return self._config.rebuild(values, revision)
+
+    async def keep_snapshot(self, config: AgentConfig) -> None:
+        """Keep a snapshot for the runs that will stand on it; before it is used."""
+        text = encode(dict(config.values), what="configuration")
+        await self.pool.execute(self.queries["keep_snapshot"], self.agent_name, config.hash, config.revision, text)
+        self._claims.snapshots[config.hash] = config
+
+    def want_signals(self, execution: Execution) -> None:
+        """Read the mailbox of a run, soon."""
+        self._mailbox.want_signals(execution)
+
+    def want_children(self, execution: Execution) -> None:
+        """Read how the children of a run are, soon."""
+        self._mailbox.want_children(execution)
+
+    def cancel_run(self, run_id: str, reason: str) -> None:
+        """Ask a run to end, soon."""
+        self._soon(self._cancel(run_id, reason))
+
+    async def _cancel(self, run_id: str, reason: str) -> None:
+        await runs.cancel_tree(self.pool, self.nats, run_id, reason)
+
+    def step_failed(self, call: StepCall, error: BaseException, attempt: int, pause: float | None) -> None:
+        """A try of a step failed."""
+        log.info(
+            "step failed",
+            action="step.failed" if pause is None else "step.retrying",
+            run_id=call.execution.run_id,
+            step=call.name,
+            attempt=attempt,
+            retry_in=pause,
+            error_type=type(error).__name__,
+            exc_info=error if pause is None else None,
+        )
+
+    def engine_failed(self, execution: Execution, error: BaseException) -> None:
+        """A fault of the engine itself: the run ends `needs_review`, with what is known; nothing is guessed."""
+        if execution.closed:
+            return
+        log.error("engine fault", action="engine.fault", run_id=execution.run_id, exc_info=error)
+        execution.leaving = True
+        text = encode(describe(error), what="error")
+        self.journal.add(Entry(execution, move=Move("needs_review", error=text)))
+
+    # -- after a commit -----------------------------------------------------------------------------------------------
+
+    def _after_commit(self, entries: Sequence[Entry]) -> Any:
+        """Tell what is committed: events, wake-ups of children, of waits, of parents and of the next turns."""
+        waiting: list[str] = []
+        ended: list[Execution] = []
+        for entry in entries:
+            execution = entry.writer
+            assert isinstance(execution, Execution)
+            if entry.row is not None:
+                self.events.committed(execution, entry.row)
+                if entry.start is not None:
+                    self.wake(entry.start.run_id, entry.start.agent_name)
+            if entry.move is not None:
+                self.events.moved(execution, entry.move)
+                if entry.move.status == "waiting":
+                    waiting.append(execution.run_id)
+                elif entry.move.status == "pending":
+                    self.wake(execution.run_id, self.agent_name)
+                elif entry.move.end_seq is not None:
+                    ended.append(execution)
+                if self._hot_state is not None:
+                    self._hot_state.note(execution.run_id, self.agent_name, entry.move.status, execution.last_seq)
+        children = [e.run_id for e in ended if e.run.parent_run_id is not None]
+        sessions = [e.run.session_id for e in ended if e.run.session_id is not None]
+        if waiting:
+            self._soon(self._recheck(waiting))
+        if children:
+            self._soon(runs.tell_parents(self.pool, self.nats, children))
+        if sessions:
+            self._soon(runs.next_turns(self.pool, self.nats, [(self.agent_name, name) for name in sessions]))
+
+    async def _recheck(self, run_ids: list[str]) -> None:
+        """What came between the last look and the wait wakes the run here; whatever fails here, a nudge repeats."""
+        for record in await self._patiently(functools.partial(self.pool.fetch, self.queries["recheck_waits"], run_ids)):
+            self.wake(record["run_id"], record["agent_name"])
+
+    async def _patiently(self, query: Callable[[], Any]) -> Any:
+        delay = 0.05
+        while True:
+            try:
+                return await query()
+            except CONNECTION_ERRORS:
+                await asyncio.sleep(delay)
+                delay = min(delay * 2, 2.0)
+
+    def wake(self, run_id: str, agent: str) -> None:
+        """Send a wake-up; a lost one is repeated by the sweeper."""
+        self.events.publish(subjects.work(agent), run_id.encode())
+
+    def _soon(self, coroutine: Any) -> None:
+        task = self.loop.create_task(coroutine)
+        self._background.add(task)
+        task.add_done_callback(self._background_done)
+
+    def _background_done(self, task: asyncio.Task[Any]) -> None:
+        self._background.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            level = log.warning if isinstance(error, CONNECTION_ERRORS) else log.error
+            level("background work failed; the scheduler repeats it", action="engine.background", exc_info=error)
+
+    # -- nudges -------------------------------------------------------------------------------------------------------
+
+    async def _nudged(self, message: Msg) -> None:
+        """Somebody changed something about a run that this process holds: look."""
+        execution = self.executions.get(message.data.decode("ascii", "replace"))
+        if execution is not None:
+            self._mailbox.look(execution)
+
+    def offered(self) -> list[str]:
+        """The names of the workflows that this process can run."""
+        if not self.workflows:
+            raise SetupError(f"agent {self.agent_name} has no workflow; mark an async method with @workflow")
+        return list(self.workflows)
