@@ -26,7 +26,7 @@ from perdure.config.fetch import Fetched, fetch
 from perdure.config.last_known_good import LastKnownGood
 from perdure.config.messages import ConfigUpdate
 from perdure.config.snapshot import AgentConfig
-from perdure.errors import ApiError, SetupError
+from perdure.errors import ApiError, SetupError, Unavailable
 from perdure.settings import Settings
 
 OnChange = Callable[[ConfigUpdate, AgentConfig], Awaitable[None]]
@@ -101,8 +101,8 @@ class ConfigClient:
             await self.stop()
             raise SetupError(f"agent {self._agent} cannot start on its configuration: {error}") from error
         if found:
-            await self._keep()
             await self._tell_applied({})
+            await self._keep()
         else:
             log.warning(
                 "no ConfigManager answers; starting on what was known",
@@ -165,7 +165,7 @@ class ConfigClient:
         wait = 0.0
         while True:
             with suppress(TimeoutError):
-                async with asyncio.timeout(self._pause() if not wait else wait):
+                async with asyncio.timeout(wait or self._pause()):
                     await self._look.wait()
             self._look.clear()
             try:
@@ -183,15 +183,16 @@ class ConfigClient:
         return self._settings.config_poll_interval * random.uniform(0.8, 1.0)  # noqa: S311 - jitter
 
     async def _read(self) -> None:
-        seen = self.snapshot.revision
-        found = await fetch(self._nats, self._agent, self._instance, seen=max(seen, self._wanted))
-        update, self._heard = self._heard, None
-        self._wanted = 0
-        if found.revision < seen and not found.rewound:
-            return  # an answer from before
-        if found.revision == seen and not self.snapshot.stale and not self._differs(found.values):
-            return
-        await self._apply(found, update)
+        seen, wanted, update = self.snapshot.revision, self._wanted, self._heard
+        found = await fetch(self._nats, self._agent, self._instance, seen=max(seen, wanted))
+        if found.rewound or found.revision >= seen:  # anything else is an answer from before
+            unchanged = found.revision == seen and not self._differs(found.values)
+            if not unchanged or self.snapshot.stale:
+                await self._apply(found, update)
+        if found.revision < wanted and not found.rewound:
+            raise Unavailable(f"revision {wanted} was broadcast, but the ConfigManager answers {found.revision}")
+        if self._wanted <= max(wanted, found.revision):
+            self._wanted, self._heard = 0, None
 
     def _differs(self, values: Mapping[str, str]) -> bool:
         held = self.snapshot.held
@@ -216,8 +217,8 @@ class ConfigClient:
         changed = made.changed_keys(before)
         self._snapshot = made
         errors = await self._call_back(made, changed, update) if changed else {}
-        await self._keep()
         await self._tell_applied(errors)
+        await self._keep()
 
     async def _call_back(
         self, made: AgentConfig, changed: tuple[str, ...], update: ConfigUpdate | None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from typing import Final
+from typing import Any, Final
 
 import orjson
 import structlog
@@ -30,7 +30,7 @@ class LastKnownGood:
 
     async def save(self, snapshot: AgentConfig) -> None:
         """Remember `snapshot`."""
-        fields = {
+        fields: dict[Any, Any] = {
             "revision": snapshot.revision,
             "values": orjson.dumps(dict(snapshot.values)),
             "hash": snapshot.hash,

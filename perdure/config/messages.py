@@ -55,7 +55,7 @@ class ConfigUpdate:
         return cls(orjson.dumps(body), agent_name, updated_keys, now, revision)
 
     def now_live(self, updated_keys: tuple[str, ...], revision: int) -> ConfigUpdate:
-        """This message, with what came of it and of those before it."""
+        """The same message, with what came of it and of those before it."""
         return replace(self, updated_keys=updated_keys, revision=revision)
 
     def concerns(self, agent: str, instance_id: str) -> bool:

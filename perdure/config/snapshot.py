@@ -15,8 +15,13 @@ from pydantic import BaseModel
 from perdure.config.values import Checked, check, convert
 
 _MISSING: Final[Any] = object()
+_CALLERS_DEFAULT: Final[Any] = object()  # kept in place of a value: whatever default the caller gives
 
 log = structlog.get_logger()
+
+
+def _none() -> Mapping[str, Any]:
+    return MappingProxyType({})
 
 
 def hash_of(values: Mapping[str, str]) -> str:
@@ -37,11 +42,11 @@ class AgentConfig:
     revision: int
     values: Mapping[str, str]
     hash: str
-    held: Mapping[str, str] = MappingProxyType({})
+    held: Mapping[str, str] = field(default_factory=_none)
     settings: BaseModel | None = None
     settings_model: type[BaseModel] | None = None
     stale: bool = False
-    _typed: Mapping[str, Any] = MappingProxyType({})
+    _typed: Mapping[str, Any] = field(default_factory=_none)
     _converted: dict[tuple[str, type[Any]], Any] = field(default_factory=dict)
 
     @classmethod
@@ -83,7 +88,7 @@ class AgentConfig:
             return value
         value = self._converted.get((key, default.__class__), _MISSING)
         if value is not _MISSING:
-            return value if value is not self else default
+            return value if value is not _CALLERS_DEFAULT else default
         return self._first_get(key, default)
 
     def typed(self) -> dict[str, Any]:
@@ -104,8 +109,7 @@ class AgentConfig:
         return iter(self.settings_model.model_fields if self.settings_model else ())
 
     def _first_get(self, key: str, default: Any) -> Any:
-        # What is kept under (key, type of default); `self` stands for "whatever default the caller gives".
-        kept: Any = self
+        kept = _CALLERS_DEFAULT
         if key in self.values:
             if default is None:
                 kept = self.values[key]
@@ -124,4 +128,4 @@ class AgentConfig:
         elif default is None and self.settings is not None and key in type(self.settings).model_fields:
             kept = getattr(self.settings, key)
         self._converted[key, type(default)] = kept
-        return default if kept is self else kept
+        return default if kept is _CALLERS_DEFAULT else kept
