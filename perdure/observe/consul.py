@@ -10,6 +10,7 @@ from urllib.parse import urlsplit
 
 import aiohttp
 import consul.aio
+import consul.base
 import structlog
 from consul import ConsulException
 
@@ -145,6 +146,21 @@ class ConsulRegistration:
                 log.info("Consul answers again", action="consul.reachable")
 
 
+class _Http(consul.aio.HTTPClient):  # type: ignore[misc]  # py-consul ships no types
+    """py-consul's HTTP client on a session of ours: its own passes arguments that aiohttp has deprecated."""
+
+    def __init__(self, host: str, port: int, scheme: str, verify: bool) -> None:
+        consul.base.HTTPClient.__init__(self, host, port, scheme, verify)
+        self._session = aiohttp.ClientSession(
+            connector=aiohttp.TCPConnector(ssl=verify), timeout=aiohttp.ClientTimeout(total=TIMEOUT)
+        )
+
+
+class _Consul(consul.aio.Consul):  # type: ignore[misc]  # py-consul ships no types
+    def http_connect(self, host: str, port: int, scheme: str, verify: bool = True, _cert: object = None) -> _Http:
+        return _Http(host, port, scheme, verify)
+
+
 def _note(report: dict[str, Any]) -> str:
     bad = [f"{name}: {each['text']}" for name, each in report["checks"].items() if each["status"] != "ok"]
     return ("; ".join(bad) or "ok")[:NOTE_LENGTH]
@@ -155,12 +171,10 @@ def _client(address: str, token: str | None) -> consul.aio.Consul:
     parts = urlsplit(address if "//" in address else f"//{address}", scheme="http")
     if parts.scheme not in ("http", "https") or not parts.hostname:
         raise ValueError(f"{address!r} is neither host:port nor an http(s) URL")
-    return consul.aio.Consul(
+    return _Consul(
         host=parts.hostname,
         port=parts.port or (443 if parts.scheme == "https" else 8500),
         token=token,
         scheme=parts.scheme,
-        # For plain http no trust store is read, which would hold the loop.
-        verify=parts.scheme == "https" and os.environ.get("CONSUL_HTTP_SSL_VERIFY", "true").lower() != "false",
-        connections_timeout=TIMEOUT,
+        verify=os.environ.get("CONSUL_HTTP_SSL_VERIFY", "true").lower() != "false",
     )
