@@ -41,6 +41,7 @@ class Settings(BaseSettings):
     consul_http_addr: str | None = Field(None, validation_alias=_shared("CONSUL_HTTP_ADDR"))
     consul_http_token: str | None = Field(None, validation_alias=_shared("CONSUL_HTTP_TOKEN"), repr=False)
     home: Path = Path(".perdure")
+    agents: str = Field("assistant,activation", description="ready agents that `perdure up` starts; empty for none")
 
     # -- this process --
     instance_id: str = Field(default_factory=_new_instance_id, pattern=r"^[A-Za-z0-9_-]{1,128}$")

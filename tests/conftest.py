@@ -23,6 +23,7 @@ from uuid import uuid4
 import asyncpg
 import nats
 import pytest
+import structlog
 from blockbuster import blockbuster_ctx
 from nats.aio.client import Client
 from redis.asyncio import Redis
@@ -38,6 +39,15 @@ from tests.support import OwnServers, Servers, SharedPostgres, settings_for, tem
 
 TEMPLATE = "perdure_template"
 
+# structlog's own default draws tracebacks with rich, which looks at source files and so blocks the loop.
+structlog.configure(
+    processors=[
+        structlog.contextvars.merge_contextvars,
+        structlog.processors.add_log_level,
+        structlog.dev.ConsoleRenderer(colors=False, exception_formatter=structlog.dev.plain_traceback),
+    ]
+)
+
 # Code that may block the loop. Starting servers means forking, probing ports and reading /proc: milliseconds at the
 # start of a platform, in the loop's own thread on purpose (see Child.spawn), and never while runs are worked on.
 MAY_BLOCK = ["perdure.embedded"]
@@ -45,6 +55,8 @@ MAY_BLOCK = ["perdure.embedded"]
 MAY_BLOCK_IN: tuple[tuple[str, set[str]], ...] = (
     # looks for a password file and client certificates, once a connection
     ("asyncpg/connect_utils.py", {"_parse_connect_arguments", "_parse_connect_dsn_and_args"}),
+    # looks at three paths, once a process
+    ("perdure/store/platform_files.py", {"platform_root"}),
 )
 
 

@@ -13,10 +13,13 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
+import psutil
+
 from perdure.embedded.accounts import Account
 
 _PR_SET_PDEATHSIG = 1
 _POLL = 0.01
+_LOG_LIMIT = 16_000_000
 # Loaded before any fork: a child between fork and exec may not load libraries.
 _libc = ctypes.CDLL(None) if sys.platform == "linux" else None
 
@@ -38,13 +41,14 @@ class Child:
         env: Mapping[str, str] | None = None,
         cwd: Path | None = None,
         account: Account | None = None,
-        death_signal: signal.Signals = signal.SIGTERM,
+        death_signal: signal.Signals | None = signal.SIGTERM,
     ) -> Child:
         """Start `command`; its output is appended to `log_file`.
 
         It gets a session of its own, so that a terminal's Ctrl-C reaches only us, and on Linux `death_signal` when
         the thread that calls this ends, so that nothing is left behind by a kill -9. It takes a few milliseconds, in
-        the calling thread on purpose: a worker thread would end earlier than we do. Raises `OSError`.
+        the calling thread on purpose: a worker thread would end earlier than we do. `death_signal=None` lets it live
+        on. Raises `OSError`.
         """
         with log_file.open("ab") as log:
             process = subprocess.Popen(  # noqa: S603  the commands are our own
@@ -80,9 +84,56 @@ class Child:
             await asyncio.sleep(_POLL)
         return True
 
+    async def kill_all(self) -> None:
+        """SIGKILL to it, and to what it started; returns when all are gone. One that has ended gets none."""
+        if self.poll() is not None:
+            return
+        below: list[psutil.Process] = []
+        with contextlib.suppress(psutil.Error):
+            below = psutil.Process(self.pid).children(recursive=True)
+        self.send(signal.SIGKILL)
+        await self.wait(10.0)
+        for process in below:
+            with contextlib.suppress(psutil.Error):
+                process.kill()
+        deadline = time.monotonic() + 10.0
+        while time.monotonic() < deadline and any(_alive(process) for process in below):
+            await asyncio.sleep(_POLL)
 
-def _die_with_parent(what: signal.Signals) -> Callable[[], None] | None:
-    if _libc is None:
+
+def begin_log(log_file: Path) -> int:
+    """Make the log's folder, put a log that has grown aside, and return where the next line will stand."""
+    log_file.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        size = log_file.stat().st_size
+    except FileNotFoundError:
+        return 0
+    if size > _LOG_LIMIT:
+        log_file.replace(log_file.with_suffix(".log.1"))
+        return 0
+    return size
+
+
+def last_words(log_file: Path, begin: int) -> str:
+    """The last lines of a log, as one line, from byte `begin` on."""
+    try:
+        with log_file.open("rb") as log:
+            log.seek(max(begin, log.seek(0, os.SEEK_END) - 20_000))
+            lines = log.read().decode("utf-8", "replace").strip().splitlines()
+    except OSError as error:
+        return f"its log cannot be read: {error}"
+    return " | ".join(line.strip() for line in lines[-3:])
+
+
+def _alive(process: psutil.Process) -> bool:
+    try:
+        return bool(process.is_running() and process.status() != psutil.STATUS_ZOMBIE)
+    except psutil.Error:
+        return False
+
+
+def _die_with_parent(what: signal.Signals | None) -> Callable[[], None] | None:
+    if _libc is None or what is None:
         return None
     prctl, number, parent = _libc.prctl, int(what), os.getpid()
 

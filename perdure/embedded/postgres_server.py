@@ -15,7 +15,7 @@ import asyncpg
 from perdure.embedded import binaries
 from perdure.embedded.accounts import Account, hand_over, open_path, other_account
 from perdure.embedded.ports import HOST
-from perdure.embedded.server import EmbeddedServer, environment
+from perdure.embedded.server import EmbeddedServer
 from perdure.errors import SetupError
 
 USER = DATABASE = "perdure"
@@ -156,7 +156,7 @@ class PostgresServer(EmbeddedServer):
             check=False,
             capture_output=True,
             text=True,
-            env=environment(),
+            env=self.environment(),
             cwd="/",
             user=self._account.uid if self._account else None,
             group=self._account.gid if self._account else None,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import os
 import signal
 import time
@@ -11,10 +10,8 @@ from abc import ABC, abstractmethod
 from pathlib import Path
 from typing import ClassVar
 
-import psutil
-
 from perdure.embedded.accounts import Account
-from perdure.embedded.child import Child
+from perdure.embedded.child import Child, begin_log, last_words
 from perdure.embedded.ports import HOST, free_port
 from perdure.errors import SetupError
 
@@ -39,6 +36,7 @@ class EmbeddedServer(ABC):
         self._fixed_port = port is not None
         self.port = free_port() if port is None else port
         self._child: Child | None = None
+        self._log_begins = 0
 
     @property
     @abstractmethod
@@ -56,6 +54,11 @@ class EmbeddedServer(ABC):
     async def prepare(self) -> None:
         """Make the data folder ready, before each start."""
         self.data_dir.mkdir(parents=True, exist_ok=True)
+
+    def environment(self) -> dict[str, str]:
+        """Our environment without what would change how a server behaves."""
+        odd = ("PG", "LD_", "LC_", "LANG")
+        return {name: value for name, value in os.environ.items() if not name.startswith(odd)}
 
     @property
     def account(self) -> Account | None:
@@ -86,8 +89,14 @@ class EmbeddedServer(ABC):
         self.log_file.parent.mkdir(parents=True, exist_ok=True)
         await self.prepare()
         for attempt in range(10):
+            self._log_begins = begin_log(self.log_file)
             self._child = Child.spawn(
-                self.command(), log_file=self.log_file, account=self.account, death_signal=self.stop_signal
+                self.command(),
+                log_file=self.log_file,
+                env=self.environment(),
+                cwd=Path("/"),
+                account=self.account,
+                death_signal=self.stop_signal,
             )
             if await self._answers():
                 return
@@ -111,20 +120,8 @@ class EmbeddedServer(ABC):
 
     async def kill(self) -> None:
         """End it at once, as a crash does (SIGKILL), and wait until it and its own children are gone."""
-        child = self._child
-        if child is None or child.poll() is not None:
-            return
-        below: list[psutil.Process] = []
-        with contextlib.suppress(psutil.Error):
-            below = psutil.Process(child.pid).children(recursive=True)
-        child.send(signal.SIGKILL)
-        await child.wait(10.0)
-        for process in below:
-            with contextlib.suppress(psutil.Error):
-                process.kill()
-        deadline = time.monotonic() + 10.0
-        while time.monotonic() < deadline and any(_alive(process) for process in below):
-            await asyncio.sleep(_POLL)
+        if self._child is not None:
+            await self._child.kill_all()
 
     async def restart(self) -> None:
         """`stop` and `start`, on the same port with the same data."""
@@ -148,12 +145,7 @@ class EmbeddedServer(ABC):
         )
 
     def _said(self) -> str:
-        """The last lines of its log, as one line."""
-        try:
-            lines = self.log_file.read_text(encoding="utf-8", errors="replace").strip().splitlines()
-        except OSError:
-            return "it left no log"
-        return " | ".join(line.strip() for line in lines[-3:]) or f"exit code {self.exit_code}, no output"
+        return last_words(self.log_file, self._log_begins) or f"exit code {self.exit_code}, no output"
 
 
 async def ask(port: int, question: bytes, *, timeout: float = 1.0) -> bytes:
@@ -169,15 +161,3 @@ async def ask(port: int, question: bytes, *, timeout: float = 1.0) -> bytes:
                 writer.close()
     except (OSError, TimeoutError, ValueError):
         return b""
-
-
-def _alive(process: psutil.Process) -> bool:
-    try:
-        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
-    except psutil.Error:
-        return False
-
-
-def environment() -> dict[str, str]:
-    """The environment for a server: ours without what would change its behaviour."""
-    return {name: value for name, value in os.environ.items() if not name.startswith(("PG", "LD_", "LC_", "LANG"))}

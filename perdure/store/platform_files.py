@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from pathlib import Path
 
 from perdure.errors import SetupError
 
 
+@lru_cache(maxsize=1)
 def platform_root() -> Path:
     """The folder that holds `config_manager/`, `services/`, `agents/` and `migrations/`.
 

@@ -1,0 +1,55 @@
+"""How the parts of a running platform are, seen from outside."""
+
+from __future__ import annotations
+
+import asyncio
+from urllib.parse import urlsplit
+
+import nats
+from nats import errors as nats_errors
+
+from perdure.embedded.presence import instances
+from perdure.embedded.state import Part, PlatformState
+
+
+async def part_health(state: PlatformState) -> dict[str, str]:
+    """For each part: `ok`, `stopped` (its process is gone) or `silent` (it is there and does not answer)."""
+    present = await _present(state)
+    found = await asyncio.gather(*(_health(part, present) for part in state.parts))
+    return {part.name: health for part, health in zip(state.parts, found, strict=True)}
+
+
+async def _health(part: Part, present: set[str]) -> str:
+    if part.running is not None and await asyncio.to_thread(part.running.process) is None:
+        return "stopped"
+    answers = await _listens(part.url) if part.url else part.name in present
+    return "ok" if answers else "silent"
+
+
+async def _listens(url: str) -> bool:
+    parts = urlsplit(url)
+    try:
+        async with asyncio.timeout(2.0):
+            _, writer = await asyncio.open_connection(parts.hostname or "127.0.0.1", parts.port)
+    except (OSError, TimeoutError, ValueError):
+        return False
+    writer.close()
+    return True
+
+
+async def _present(state: PlatformState) -> set[str]:
+    """The process names that answer on this platform's NATS."""
+    if state.urls is None or all(part.url for part in state.parts):
+        return set()
+    try:
+        nc = await nats.connect(state.urls.nats_url, allow_reconnect=False, connect_timeout=2, error_cb=_ignored)
+    except (OSError, nats_errors.Error):
+        return set()
+    try:
+        return set((await instances(nc, wait=0.5)).values())
+    finally:
+        await nc.close()
+
+
+async def _ignored(_error: Exception) -> None:
+    """`connect` raises it too."""
