@@ -6,9 +6,8 @@ from perdure.config.keys import DurableAgentSettings
 
 def test_the_prompt_says_what_is_there_and_nothing_else():
     assert Persona.of("bob").prompt() == "You are bob."
-    full = Persona.of(
-        "bob", role="a clerk", goal="help", instructions=["be kind", "be quick"], style_guidelines="plain"
-    )
+    said = {"role": "a clerk", "goal": "help", "instructions": ["be kind", "be quick"], "style_guidelines": "plain"}
+    full = Persona.of("bob", **said)
     assert full.prompt(["Background work: none"]) == (
         "You are bob.\nYour role: a clerk\nYour goal: help\nInstructions:\n- be kind\n- be quick\nStyle:\n- plain\n"
         "Background work: none"

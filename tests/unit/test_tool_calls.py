@@ -101,6 +101,7 @@ async def test_a_tool_that_hangs_is_given_up_even_when_it_ignores_its_cancellati
 
 async def test_the_threads_of_hung_tools_are_bounded(monkeypatch):
     monkeypatch.setattr(tool_calls, "MOST_THREADS", 1)
+    monkeypatch.setattr(tool_calls, "_threads", tool_calls._Threads())
     end = threading.Event()
 
     def hang() -> None:
