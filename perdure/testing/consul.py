@@ -42,7 +42,7 @@ class FakeConsul:
     """`async with FakeConsul() as fake:` serves on `fake.address` (`host:port`, a free port).
 
     `clock` (seconds) decides when a TTL is over. `forget()` is a restart without its data. `requests` counts calls,
-    `tokens` holds the ACL tokens that came with them, and while `broken` is true every call is answered 500.
+    `tokens` holds the ACL tokens that came with them, `told` every status that a check was given, and while `broken` is true every call is answered 500.
     """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
@@ -50,6 +50,7 @@ class FakeConsul:
         self.broken = False
         self.requests = 0
         self.tokens: set[str] = set()
+        self.told: list[str] = []
         self._clock = clock
         self._services: dict[str, _Service] = {}
         self._runner: web.AppRunner | None = None
@@ -140,6 +141,7 @@ class FakeConsul:
                 updated=self._clock(),
             )
             _set(check, str(each.get("status") or "critical"), self._clock())
+            self.told.append(check.status)
             service.checks[check_id] = check
         self._services[service_id] = service
         return web.Response()
@@ -164,6 +166,7 @@ class FakeConsul:
     def _set_check(self, check_id: str, status: str, output: str) -> web.Response:
         for service in self._services.values():
             if check := service.checks.get(check_id):
+                self.told.append(status)
                 check.output = output
                 check.updated = self._clock()
                 _set(check, status, check.updated)
