@@ -28,6 +28,7 @@ from perdure.settings import Settings, load_settings
 
 READY = "perdure is ready"
 _DETACHED_TIMEOUT = 180.0
+_SAME_WISH = 1.0
 
 
 class Output(StrEnum):
@@ -104,22 +105,24 @@ async def _up(settings: Settings) -> None:
     platform = Platform(settings, say=lambda line: err.print(f"[dim]{escape(line)}[/]", soft_wrap=True))
     stop_asked = asyncio.Event()
     starting = asyncio.ensure_future(platform.start())
-    asked = 0
+    loop = asyncio.get_running_loop()
+    first: float | None = None
+    killing: list[asyncio.Future[None]] = []
 
     def on_signal() -> None:
-        nonlocal asked
-        asked += 1
-        if asked > 1:
+        nonlocal first
+        if first is None:
+            first = loop.time()
+            err.print("stopping: what runs is finished first (again: at once)")
+            stop_asked.set()
+            starting.cancel()
+        # A signal to a whole group comes twice, from the group and from `make`: that is one wish.
+        elif loop.time() - first > _SAME_WISH and not killing:
             err.print("stopping at once")
             killing.append(asyncio.ensure_future(platform.kill()))
-            return
-        err.print("stopping: what runs is finished first (again: at once)")
-        stop_asked.set()
-        starting.cancel()
 
-    killing: list[asyncio.Future[None]] = []
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        asyncio.get_running_loop().add_signal_handler(number, on_signal)
+        loop.add_signal_handler(number, on_signal)
     try:
         await starting
         if platform.state is not None:

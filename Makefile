@@ -1,0 +1,55 @@
+# Everything starts from `make help`. CI calls the same targets as people do.
+
+SHELL := /bin/sh
+VENV := .venv
+PY := $(VENV)/bin/python
+STAMP := $(VENV)/.set-up
+# pytest's workers; each starts a Postgres of its own.
+WORKERS ?= 2
+PYTEST := $(PY) -m pytest
+
+.DEFAULT_GOAL := help
+.PHONY: help setup run test lint format bench chaos build lock clean
+
+help: ## List the targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
+
+setup: $(STAMP) ## Make .venv and install the locked dependencies; does nothing when that is done
+
+$(STAMP): requirements-dev.lock pyproject.toml .ci/setup
+	@.ci/setup $(VENV)
+	@touch $@
+
+run: $(STAMP) ## Start the whole platform in the foreground; Ctrl-C stops all of it
+	@exec $(VENV)/bin/perdure up
+
+test: $(STAMP) ## Run the whole test suite against real servers on free ports
+	@$(PYTEST) -n $(WORKERS)
+
+lint: $(STAMP) ## Check style, types and import rules
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+	$(PY) -m mypy
+	$(VENV)/bin/lint-imports
+
+format: $(STAMP) ## Format the code and fix what can be fixed
+	$(PY) -m ruff check --fix .
+	$(PY) -m ruff format .
+
+bench: $(STAMP) ## Measure this machine; takes about a minute
+	@$(PY) -m benchmarks
+
+chaos: $(STAMP) ## Kill servers and processes under load, and check that nothing was lost
+	@$(PYTEST) tests/chaos
+
+build: $(STAMP) ## Build the wheel into dist/
+	$(PY) -m build --wheel --no-isolation
+
+lock: ## Resolve the dependencies anew into the lock files (needs uv)
+	uv pip compile pyproject.toml --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
+	  --upgrade --custom-compile-command 'make lock' --quiet -o requirements.lock
+	uv pip compile pyproject.toml --group dev --constraint requirements.lock --universal --python-version 3.11 \
+	  --generate-hashes --no-emit-index-url --upgrade --custom-compile-command 'make lock' --quiet -o requirements-dev.lock
+
+clean: ## Remove .venv, caches and built files; the data in .perdure stay
+	rm -rf $(VENV) dist build .pytest_cache .ruff_cache .mypy_cache .import_linter_cache
