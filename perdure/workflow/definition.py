@@ -43,15 +43,13 @@ def workflow(
     code that offers it. Raises `TypeError` when the function is not async or takes other parameters.
     """
 
-    def mark(fn: F) -> F:
+    def mark(fn: Any) -> Any:
         if not inspect.iscoroutinefunction(fn):
             raise TypeError(f"@workflow goes on an async function; {fn.__qualname__} is not one")
         setattr(fn, WORKFLOW_MARK, WorkflowMark(name or fn.__name__, version))
         return fn
 
-    if function is None:
-        return mark
-    return mark(function)
+    return mark if function is None else mark(function)
 
 
 @dataclass(frozen=True, slots=True)

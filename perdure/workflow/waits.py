@@ -1,4 +1,4 @@
-"""Waits: for a time, a signal, or a child run. Each leaves memory and its slot until a row or a nudge brings it back."""
+"""Waits: for a time, a signal or a child run. Each leaves memory and its slot until a row or a nudge brings it back."""
 
 from __future__ import annotations
 

@@ -6,7 +6,7 @@ import asyncio
 import functools
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
 import structlog
 from nats.aio.client import Client
@@ -116,7 +116,7 @@ class Worker:
             self._tasks.add(asyncio.create_task(self._guard(loop), name=f"worker {loop.__qualname__}"))
 
     async def _guard(self, loop: Callable[[], Any]) -> None:
-        """An engine loop that fails is a fault of ours: log it and begin the loop again, with its queues as they are."""
+        """An engine loop that fails is a fault of ours: log it and begin it again, with its queues as they are."""
         while True:
             try:
                 await loop()
@@ -280,8 +280,7 @@ class Worker:
         waiting: list[str] = []
         ended: list[Execution] = []
         for entry in entries:
-            execution = entry.writer
-            assert isinstance(execution, Execution)
+            execution = cast("Execution", entry.writer)
             if entry.row is not None:
                 self.events.committed(execution, entry.row)
                 if entry.start is not None:

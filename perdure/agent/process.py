@@ -1,0 +1,139 @@
+"""The process of one agent: connects, fetches the configuration, builds the agent, executes its runs, drains."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import ClassVar
+
+import structlog
+
+from perdure.agent.base import BaseAgent, Resources
+from perdure.bus.service import Service
+from perdure.config.client import ConfigClient
+from perdure.config.messages import ConfigUpdate
+from perdure.config.snapshot import AgentConfig
+from perdure.errors import SetupError
+from perdure.observe.logging import set_level
+from perdure.settings import Settings
+from perdure.workflow.clock import Clock
+from perdure.workflow.hot_state import HotState
+from perdure.workflow.worker import Worker
+
+log = structlog.get_logger(__name__)
+
+
+class AgentProcess(Service):
+    """Runs one agent, given as a `BaseAgent` subclass (built after the first fetch) or as an instance."""
+
+    service_name: ClassVar[str] = "agent"
+    description: ClassVar[str] = "an agent"
+    tags: ClassVar[tuple[str, ...]] = ("agent",)
+
+    def __init__(
+        self, agent: type[BaseAgent] | BaseAgent, settings: Settings | None = None, *, clock: Clock | None = None
+    ) -> None:
+        self._given = agent
+        super().__init__(settings)
+        self._clock = clock
+        self._agent: BaseAgent | None = None
+        self._config: ConfigClient | None = None
+        self._worker: Worker | None = None
+
+    @property
+    def name(self) -> str:
+        """The agent's name."""
+        return self._given.name
+
+    @property
+    def agent(self) -> BaseAgent:
+        """The agent, once the process has started."""
+        if self._agent is None:
+            raise SetupError(f"agent {self.name} is built when its process starts")
+        return self._agent
+
+    @property
+    def worker(self) -> Worker:
+        """What executes the runs, once the process has started."""
+        if self._worker is None:
+            raise SetupError(f"agent {self.name} executes runs once its process has started")
+        return self._worker
+
+    def metadata(self) -> dict[str, str]:
+        """What discovery shows: the agent and the configuration revision it stands on."""
+        revision = str(self._config.snapshot.revision) if self._config and self._agent else ""
+        return {**super().metadata(), "agent": self.name, "config_revision": revision}
+
+    async def on_start(self) -> None:
+        """Fetch, build, register, work."""
+        self._config = ConfigClient(
+            nats=self.nats,
+            redis=self.redis,
+            settings=self.settings,
+            agent_name=self.name,
+            instance_id=self.instance_id,
+            settings_model=self._given.Settings,
+            on_change=self._changed,
+        )
+        config = await self._config.start()
+        self._agent = self._given if isinstance(self._given, BaseAgent) else self._given(config)
+        self._agent.bind(Resources(self.settings, self.nats, self.pool, self.redis), config)
+        self._level(config)
+        workflows = self._agent.workflows()
+        if not workflows:
+            raise SetupError(f"agent {self.name} has no workflow: mark async def run(self, ctx, task) with @workflow")
+        await self._agent.on_start()
+        hot_state = HotState(self.redis)
+        self.spawn(hot_state.run, name="hot-state")
+        self._worker = Worker(
+            settings=self.settings,
+            agent_name=self.name,
+            workflows=workflows,
+            nats=self.nats,
+            pool=self.pool,
+            config=self,
+            hot_state=hot_state,
+            clock=self._clock,
+        )
+        await self._worker.start()
+
+    async def on_stop(self) -> None:
+        """Drain the runs, then let the agent close what it opened."""
+        if self._worker is not None:
+            await self._worker.drain()
+        if self._agent is not None and self._agent._resources is not None:  # noqa: SLF001 -- bound by this class
+            await self._agent.on_stop()
+        if self._config is not None:
+            await self._config.stop()
+
+    async def on_reconnect(self) -> None:
+        """NATS was away: read the configuration again, and look whether the stream is still there."""
+        if self._config is not None:
+            await self._config.reconcile()
+        if self._worker is not None:
+            await self._worker.on_reconnect()
+
+    # -- configuration, as the worker asks for it ---------------------------------------------------------------------
+
+    def newest(self) -> AgentConfig:
+        """The snapshot that is live in this process."""
+        if self._config is None:
+            raise SetupError("the configuration is read when the agent starts")
+        return self._config.snapshot
+
+    def rebuild(self, values: Mapping[str, str], revision: int) -> AgentConfig:
+        """A snapshot of an earlier time, from its rows."""
+        return AgentConfig.from_row(
+            values, agent_name=self.name, revision=revision, settings_model=self._given.Settings
+        )
+
+    async def _changed(self, update: ConfigUpdate, config: AgentConfig) -> None:
+        self.agent.adopt(config)
+        self._level(config)
+        await self.agent._handle_config_update(update)  # noqa: SLF001 -- the author's hook, named by the contract
+
+    def _level(self, config: AgentConfig) -> None:
+        if level := config.values.get("log_level"):
+            try:
+                set_level(level)
+            except ValueError as error:
+                log.warning(str(error), action="agent.bad_log_level", agent=self.name)

@@ -1,0 +1,145 @@
+"""Accepting runs, grouped: one commit for all that came while the last one was on its way."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+from uuid import uuid4
+
+import structlog
+from nats.aio.client import Client
+
+from perdure.bus.service import Request
+from perdure.errors import ApiError, Conflict, TooLarge, Unavailable
+from perdure.messages import RunStart, parse
+from perdure.settings import Settings
+from perdure.store.postgres import Pool
+from perdure.workflow import runs
+from perdure.workflow.journal import CONNECTION_ERRORS
+from perdure.workflow.rows import Start
+
+log = structlog.get_logger(__name__)
+
+PATIENCE = 5.0  # seconds that an accept waits for Postgres before the caller is told
+LINE = 20_000
+
+
+@dataclass(slots=True, eq=False)
+class _Waiting:
+    start: Start
+    answer: asyncio.Future[str]
+    since: float = field(default_factory=lambda: asyncio.get_running_loop().time())
+
+
+class Acceptor:
+    """Makes runs of requests. An accepted run is a committed row; the wake-up after it may be lost."""
+
+    def __init__(self, pool: Pool, nats: Client, settings: Settings) -> None:
+        self._pool = pool
+        self._nats = nats
+        self._settings = settings
+        self._line: list[_Waiting] = []
+        self._wake = asyncio.Event()
+
+    async def start(self, request: Request) -> dict[str, Any]:
+        """`run.start.<agent>`."""
+        start = self.read(request, RunStart)
+        await self.accept(start)
+        return {"status": "accepted", "run_id": start.run_id}
+
+    def read(self, request: Request, model: type[RunStart]) -> Start:
+        """The run that a request asks for. Raises `InvalidRequest`, or `TooLarge` naming the limit."""
+        return self.of(request.agent, parse(model, request.data), len(request.data))
+
+    def of(self, agent: str, said: RunStart, size: int) -> Start:
+        """A run of `agent` as `said` in `size` bytes."""
+        if size > self._settings.max_payload:
+            raise TooLarge(
+                f"the request has {size} bytes; the limit is {self._settings.max_payload} (PERDURE_MAX_PAYLOAD)"
+            )
+        return runs.new_start(
+            said.run_id or uuid4().hex, agent, said.task, workflow=said.workflow, session_id=said.session_id
+        )
+
+    async def accept(self, start: Start) -> str:
+        """Commit a run; its status. Raises `Conflict`, or `Unavailable` when Postgres does not answer in time."""
+        if len(self._line) >= LINE:
+            raise Unavailable(f"{LINE} runs wait to be accepted; ask again in a moment")
+        waiting = _Waiting(start, asyncio.get_running_loop().create_future())
+        self._line.append(waiting)
+        self._wake.set()
+        status = await waiting.answer
+        if status == "conflict":
+            raise Conflict(f"there is a run {start.run_id!r} with another task, agent or session", run_id=start.run_id)
+        return status
+
+    async def run(self) -> None:
+        """Commit until cancelled."""
+        while True:
+            await self._wake.wait()
+            self._wake.clear()
+            while self._line:
+                batch, self._line = self._cut(self._line)
+                try:
+                    await self._commit(batch)
+                except CONNECTION_ERRORS as error:
+                    await self._put_back(batch, error)
+                except Exception as error:  # noqa: BLE001 -- told to each caller, or to the guilty one alone
+                    await self._split(batch, error)
+
+    @staticmethod
+    def _cut(line: list[_Waiting]) -> tuple[list[_Waiting], list[_Waiting]]:
+        """A batch in which each run id stands once, and the rest."""
+        seen: set[str] = set()
+        batch: list[_Waiting] = []
+        rest: list[_Waiting] = []
+        for waiting in line:
+            fits = len(batch) < 1000 and waiting.start.run_id not in seen
+            seen.add(waiting.start.run_id)
+            (batch if fits else rest).append(waiting)
+        return batch, rest
+
+    async def _commit(self, batch: Sequence[_Waiting]) -> None:
+        statuses = await runs.accept(self._pool, [waiting.start for waiting in batch])
+        for waiting in batch:
+            status = statuses.get(waiting.start.run_id, "conflict")
+            if status in ("accepted", "pending"):
+                runs.wake(self._nats, waiting.start.run_id, waiting.start.agent_name)
+            if not waiting.answer.done():
+                waiting.answer.set_result(status)
+
+    async def _put_back(self, batch: list[_Waiting], error: BaseException) -> None:
+        """Postgres is away: try again for a while; accepting twice is harmless, losing would not be."""
+        log.warning("accept failed", action="accept.retry", runs=len(batch), error=type(error).__name__)
+        now = asyncio.get_running_loop().time()
+        for waiting in batch:
+            if waiting.answer.done():
+                continue
+            if now - waiting.since > PATIENCE:
+                said = "Postgres does not answer; nothing is known to be accepted. Ask again with the same run_id"
+                waiting.answer.set_exception(Unavailable(said, run_id=waiting.start.run_id))
+            else:
+                self._line.append(waiting)
+        await asyncio.sleep(0.1)
+
+    async def _split(self, batch: list[_Waiting], error: Exception) -> None:
+        """One start that Postgres refuses must not fail its neighbours."""
+        if len(batch) > 1:
+            for waiting in batch:
+                try:
+                    await self._commit([waiting])
+                except CONNECTION_ERRORS as lost:
+                    await self._put_back([waiting], lost)
+                except Exception as alone:  # noqa: BLE001 -- told to its caller
+                    self._fail(waiting, alone)
+        else:
+            self._fail(batch[0], error)
+
+    @staticmethod
+    def _fail(waiting: _Waiting, error: Exception) -> None:
+        log.error("start refused", action="accept.refused", run_id=waiting.start.run_id, exc_info=error)
+        if not waiting.answer.done():
+            refused = error if isinstance(error, ApiError) else Unavailable("the run could not be stored; see the log")
+            waiting.answer.set_exception(refused)

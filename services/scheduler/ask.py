@@ -1,0 +1,95 @@
+"""`run.ask`: accept a run, wait for its end, answer with it. The wait is in memory; the run is not."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import defaultdict
+from typing import Any
+
+import orjson
+import structlog
+from nats.aio.client import Client
+from nats.aio.msg import Msg
+
+from perdure import subjects
+from perdure.bus.service import Request
+from perdure.errors import RunFailed
+from perdure.messages import RunAsk, parse
+from perdure.store.postgres import Pool
+from perdure.store.queries import load_queries
+from perdure.workflow import runs
+from perdure.workflow.journal import CONNECTION_ERRORS
+from perdure.workflow.rows import TERMINAL
+from services.scheduler.accept import Acceptor
+
+_SQL = load_queries("runs.sql")
+log = structlog.get_logger(__name__)
+
+LOOK_EVERY = 1.0  # seconds: the word of an end may be lost, the row is not
+STOPPED = TERMINAL | {"blocked", "needs_review"}
+
+
+class Asks:
+    """Relays ends to those who asked. One subscription hears of every end; one query a second finds the missed ones."""
+
+    def __init__(self, nats: Client, pool: Pool, acceptor: Acceptor) -> None:
+        self._nats = nats
+        self._pool = pool
+        self._acceptor = acceptor
+        self._waiting: defaultdict[str, list[asyncio.Future[dict[str, Any]]]] = defaultdict(list)
+
+    async def open(self) -> None:
+        """Listen for ends."""
+        await self._nats.subscribe(subjects.run_ended("*"), cb=self._ended)
+
+    async def ask(self, request: Request) -> dict[str, Any]:
+        """`run.ask.<agent>`. Raises `RunFailed` when the run ends without an output."""
+        said = parse(RunAsk, request.data)
+        start = self._acceptor.of(request.agent, said, len(request.data))
+        answer: asyncio.Future[dict[str, Any]] = asyncio.get_running_loop().create_future()
+        self._waiting[start.run_id].append(answer)
+        try:
+            status = await self._acceptor.accept(start)
+            if status != "accepted":
+                await self._look([start.run_id])
+            async with asyncio.timeout(said.timeout):
+                reply = await answer
+        except TimeoutError:
+            return await self._still(start.run_id)
+        finally:
+            self._waiting[start.run_id].remove(answer)
+            if not self._waiting[start.run_id]:
+                del self._waiting[start.run_id]
+        if reply["status"] == "completed":
+            return reply
+        raise RunFailed(start.run_id, reply["status"], reply.get("error"))
+
+    async def _still(self, run_id: str) -> dict[str, Any]:
+        reply = await runs.get(self._pool, run_id, steps=False)
+        status = reply["status"] if reply["status"] in ("waiting", "paused") else "running"
+        return {"status": status, "run_id": run_id, "agent": reply["agent"], "waiting_for": reply["waiting_for"]}
+
+    async def _ended(self, message: Msg) -> None:
+        run_id = message.subject.rpartition(".")[2]
+        if run_id in self._waiting:
+            self._tell(run_id, orjson.loads(message.data))
+
+    def _tell(self, run_id: str, reply: dict[str, Any]) -> None:
+        for answer in self._waiting.get(run_id, ()):
+            if not answer.done():
+                answer.set_result(reply)
+
+    async def run(self) -> None:
+        """Look for ends whose word was lost, until cancelled."""
+        while True:
+            await asyncio.sleep(LOOK_EVERY)
+            if self._waiting:
+                try:
+                    await self._look(list(self._waiting))
+                except CONNECTION_ERRORS as error:
+                    log.info("ends not looked for", action="ask.retry", error=type(error).__name__)
+
+    async def _look(self, run_ids: list[str]) -> None:
+        for record in await self._pool.fetch(_SQL["outcomes"], run_ids):
+            if record["status"] in STOPPED:
+                self._tell(record["run_id"], runs.outcome(record))

@@ -1,0 +1,93 @@
+"""Finds lost processes, and puts back what they held.
+
+A process that died is known by its session lock within a poll (50 ms); one that hangs, or is cut off, by its lease.
+A false alarm is harmless: the epoch rises with the requeue, so nothing the process still sends is accepted.
+"""
+
+from __future__ import annotations
+
+import asyncio
+
+import asyncpg
+import structlog
+from nats.aio.client import Client
+
+from perdure.settings import Settings
+from perdure.store.postgres import Pool
+from perdure.store.queries import load_queries
+from perdure.workflow import runs
+from perdure.workflow.journal import CONNECTION_ERRORS
+
+_SQL = load_queries("engine.sql")
+log = structlog.get_logger(__name__)
+
+POLL = 0.05
+BATCH = 1000
+
+
+class Reaper:
+    """Watches the processes. Any number may watch: burying is one conditional update."""
+
+    def __init__(self, pool: Pool, nats: Client, settings: Settings) -> None:
+        self._pool = pool
+        self._nats = nats
+        self._settings = settings
+        self._trust_leases_at = 0.0
+
+    async def run(self) -> None:
+        """Watch until cancelled."""
+        loop = asyncio.get_running_loop()
+        self._trust_leases_at = 0.0
+        forgotten_at = loop.time()
+        while True:
+            try:
+                await self.look(leases=loop.time() >= self._trust_leases_at)
+                if loop.time() >= forgotten_at:
+                    await self.requeue_forgotten()
+                    forgotten_at = loop.time() + self._settings.sweep_interval
+            except CONNECTION_ERRORS as error:
+                # Nobody could renew while Postgres was away: every lease gets its whole length again.
+                log.info("processes not watched", action="reaper.retry", error=type(error).__name__)
+                self._trust_leases_at = loop.time() + self._settings.lease_seconds
+                await asyncio.sleep(0.2)
+            await asyncio.sleep(POLL)
+
+    async def look(self, *, leases: bool) -> None:
+        """Bury the processes that are lost, and requeue what they held."""
+        for record in await self._pool.fetch(_SQL["lost_processes"], leases):
+            if await self._pool.fetchval(_SQL["bury_process"], record["process_id"]):
+                log.warning(
+                    "process lost",
+                    action="process.lost",
+                    process_id=record["process_id"],
+                    agent=record["agent_name"],
+                    reason="lease" if record["lease_over"] else "session lock",
+                )
+            await self.requeue(record["process_id"])
+
+    async def requeue_forgotten(self) -> None:
+        """Requeue what a buried process still holds: the scheduler that buried it died in between."""
+        for record in await self._pool.fetch(_SQL["held_by_lost"]):
+            await self.requeue(record["process_id"])
+
+    async def requeue(self, process_id: str) -> int:
+        """Give the runs of a lost process to others; those that used up their attempts end `dead`."""
+        total = 0
+        while True:
+            records = await self._pool.fetch(_SQL["requeue_lost"], process_id, self._settings.run_max_attempts, BATCH)
+            for record in records:
+                await self._tell(record)
+            total += len(records)
+            if len(records) < BATCH:
+                break
+        if total:
+            log.info("runs requeued", action="reaper.requeued", process_id=process_id, runs=total)
+        return total
+
+    async def _tell(self, record: asyncpg.Record) -> None:
+        if record["status"] == "pending":
+            runs.wake(self._nats, record["run_id"], record["agent_name"])
+            return
+        runs.tell_end(self._nats, record["run_id"], record["agent_name"], "dead", record["end_seq"], record["error"])
+        if record["parent_run_id"] is not None:
+            await runs.tell_parents(self._pool, self._nats, [record["run_id"]])

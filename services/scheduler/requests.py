@@ -1,0 +1,93 @@
+"""The requests about runs that exist: `run.get`, `run.list`, `run.cancel`, `run.resume`, `run.fork`, `run.signal`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+from uuid import uuid4
+
+from nats.aio.client import Client
+
+from perdure.bus.endpoint import Handler
+from perdure.bus.service import Request
+from perdure.errors import InvalidRequest
+from perdure.messages import RunFork, RunList, RunRef, RunSignal, parse
+from perdure.settings import Settings
+from perdure.store.postgres import Pool
+from perdure.workflow import runs
+
+
+class RunRequests:
+    """One method a request."""
+
+    def __init__(self, pool: Pool, nats: Client, settings: Settings) -> None:
+        self._pool = pool
+        self._nats = nats
+        self._settings = settings
+
+    def handlers(self) -> Mapping[str, Handler]:
+        """The handlers by the last word of their subject."""
+        return {
+            "get": self.get,
+            "list": self.list,
+            "cancel": self.cancel,
+            "resume": self.resume,
+            "fork": self.fork,
+            "signal": self.signal,
+        }
+
+    async def get(self, request: Request) -> dict[str, Any]:
+        """`run.get`: a run and its steps."""
+        return await runs.get(self._pool, parse(RunRef, request.data).run_id)
+
+    async def list(self, request: Request) -> dict[str, Any]:
+        """`run.list`: runs, newest first, and the cursor of the next page."""
+        said = parse(RunList, request.data)
+        try:
+            before = None if said.cursor is None else int(said.cursor)
+        except ValueError:
+            raise InvalidRequest("field 'cursor': give the next_cursor of the page before, unchanged") from None
+        found, cursor = await runs.list_runs(
+            self._pool,
+            agent=said.agent,
+            statuses=None if said.status is None else [said.status],
+            session_id=said.session_id,
+            before=before,
+            limit=said.limit,
+        )
+        return {"status": "success", "runs": found, "next_cursor": None if cursor is None else str(cursor)}
+
+    async def cancel(self, request: Request) -> dict[str, Any]:
+        """`run.cancel`: end a run and its children; one that has ended stays as it is."""
+        run_id = parse(RunRef, request.data).run_id
+        reason = request.json().get("reason")
+        await runs.cancel_tree(self._pool, self._nats, run_id, str(reason or "cancelled by request")[:1000])
+        return await runs.get(self._pool, run_id, steps=False)
+
+    async def resume(self, request: Request) -> dict[str, Any]:
+        """`run.resume`: bring a failed, dead, blocked, paused or reviewed run back."""
+        run_id = parse(RunRef, request.data).run_id
+        record = await runs.resume(self._pool, run_id)
+        runs.wake(self._nats, run_id, record["agent_name"])
+        return await runs.get(self._pool, run_id, steps=False)
+
+    async def fork(self, request: Request) -> dict[str, Any]:
+        """`run.fork`: a new run with the journal of this one up to a step."""
+        said = parse(RunFork, request.data)
+        new_id = uuid4().hex
+        record = await runs.fork(self._pool, said.run_id, said.step, new_id)
+        runs.wake(self._nats, new_id, record["agent_name"])
+        return {**await runs.get(self._pool, new_id, steps=False), "forked_from": said.run_id}
+
+    async def signal(self, request: Request) -> dict[str, Any]:
+        """`run.signal`: a signal for a run, buffered until it waits for it."""
+        said = parse(RunSignal, request.data)
+        if "\n" in said.name:
+            raise InvalidRequest("field 'name': a signal's name is one line")
+        record = await runs.send_signal(self._pool, said.run_id, said.name, said.payload, said.id)
+        if record["woken"]:
+            runs.wake(self._nats, said.run_id, record["agent_name"])
+        elif record["status"] == "running":
+            runs.nudge(self._nats, record["process_id"], said.run_id)
+        status = "pending" if record["woken"] else record["status"]
+        return {"status": status, "run_id": said.run_id, "agent": record["agent_name"], "sent": record["sent"]}

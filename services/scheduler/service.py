@@ -1,0 +1,63 @@
+"""The scheduler: accepts runs and answers for them, wakes what is due, puts back what a lost process held.
+
+Nothing in it is state: every loop reads Postgres, so any number of schedulers may run, and any may die.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from perdure import subjects
+from perdure.bus.service import Service
+from perdure.bus.streams import ensure_streams
+from perdure.settings import Settings
+from perdure.workflow.clock import Clock, SystemClock
+from services.scheduler.accept import Acceptor
+from services.scheduler.ask import Asks
+from services.scheduler.reaper import Reaper
+from services.scheduler.requests import RunRequests
+from services.scheduler.sweeper import Sweeper
+from services.scheduler.tasks import TaskIntake
+
+
+class Scheduler(Service):
+    """Composition root of the scheduler's process."""
+
+    service_name: ClassVar[str] = "scheduler"
+    description: ClassVar[str] = "accepts runs, wakes what is due, requeues what was lost"
+
+    def __init__(self, settings: Settings | None = None, *, clock: Clock | None = None) -> None:
+        super().__init__(settings)
+        self._clock: Clock = clock or SystemClock()
+        self._intake: TaskIntake | None = None
+        self._sweeper: Sweeper | None = None
+
+    async def on_start(self) -> None:
+        """Streams, endpoints, loops."""
+        await ensure_streams(self.nats.jetstream())
+        acceptor = Acceptor(self.pool, self.nats, self.settings)
+        asks = Asks(self.nats, self.pool, acceptor)
+        requests = RunRequests(self.pool, self.nats, self.settings)
+        self._sweeper = Sweeper(self.pool, self.nats, self.settings, self._clock)
+        reaper = Reaper(self.pool, self.nats, self.settings)
+        self._intake = TaskIntake(self.nats, acceptor)
+        self.spawn(acceptor.run, name="accept")
+        self.spawn(asks.run, name="asks")
+        self.spawn(self._sweeper.run_timers, name="timers")
+        self.spawn(self._sweeper.run_outbox, name="outbox")
+        self.spawn(reaper.run, name="reaper")
+        self.spawn(self._intake.run, name="tasks")
+        await asks.open()
+        queue = subjects.QUEUE_SCHEDULER
+        await self.endpoint("start", f"{subjects.RUN_START}.*", acceptor.start, queue=queue, concurrency=4096)
+        await self.endpoint("ask", f"{subjects.RUN_ASK}.*", asks.ask, queue=queue, concurrency=16_384)
+        for name, handler in requests.handlers().items():
+            await self.endpoint(name, f"run.{name}", handler, queue=queue)
+
+    async def on_reconnect(self) -> None:
+        """NATS was away, and its streams may be gone; what was pending is dispatched again."""
+        await ensure_streams(self.nats.jetstream())
+        if self._intake is not None:
+            self._intake.reset()
+        if self._sweeper is not None:
+            self._sweeper.hurry()

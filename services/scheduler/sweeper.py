@@ -1,0 +1,85 @@
+"""Timers that are due, and work whose wake-up was lost: one poller for all waiting runs, one for all pending ones."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from datetime import UTC, datetime, timedelta
+
+import structlog
+from nats.aio.client import Client
+
+from perdure.settings import Settings
+from perdure.store.postgres import Pool
+from perdure.store.queries import load_queries
+from perdure.workflow import runs
+from perdure.workflow.clock import Clock
+
+_SQL = load_queries("engine.sql")
+log = structlog.get_logger(__name__)
+
+BATCH = 1000
+TIMER_EVERY = 0.05  # seconds between looks while some timer is near
+TIMER_FAR = 0.5  # and while none is
+
+
+class Sweeper:
+    """Wakes runs: those that are due, and those that should have been woken and may not have been."""
+
+    def __init__(self, pool: Pool, nats: Client, settings: Settings, clock: Clock) -> None:
+        self._pool = pool
+        self._nats = nats
+        self._settings = settings
+        self._clock = clock
+        self._hurry = asyncio.Event()
+
+    def hurry(self) -> None:
+        """Sweep now: wake-ups were probably lost."""
+        self._hurry.set()
+
+    async def run_timers(self) -> None:
+        """Wake the runs whose `wake_at` is past, until cancelled."""
+        while True:
+            while (woken := await self.wake_due()) == BATCH:
+                pass
+            first = await self._pool.fetchval(_SQL["next_timer"]) if not woken else None
+            near = first is not None and (first - self._clock.now()).total_seconds() < TIMER_FAR
+            await asyncio.sleep(TIMER_EVERY if woken or near else TIMER_FAR)
+
+    async def wake_due(self) -> int:
+        """Wake up to 1,000 due runs; how many there were."""
+        records = await self._pool.fetch(_SQL["due_timers"], self._clock.now(), BATCH)
+        for record in records:
+            runs.wake(self._nats, record["run_id"], record["agent_name"])
+        return len(records)
+
+    async def run_outbox(self) -> None:
+        """Dispatch pending runs again whose last wake-up is old, and ended children nobody was told of."""
+        while True:
+            hurried = self._hurry.is_set()
+            self._hurry.clear()
+            age = 0.0 if hurried else self._settings.redispatch_after
+            while await self.sweep(age) == BATCH:
+                age = self._settings.redispatch_after
+            await self.tell_untold()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(self._settings.sweep_interval):
+                    await self._hurry.wait()
+
+    async def sweep(self, age: float) -> int:
+        """Wake up to 1,000 pending runs last dispatched `age` seconds ago or earlier; how many there were."""
+        if not self._nats.is_connected:
+            return 0
+        records = await self._pool.fetch(_SQL["stale_pending"], age, BATCH)
+        for record in records:
+            runs.wake(self._nats, record["run_id"], record["agent_name"])
+        if records:
+            log.info("dispatched again", action="sweep.redispatched", runs=len(records))
+        return len(records)
+
+    async def tell_untold(self) -> None:
+        """Wake the parents of children that ended while nobody could tell."""
+        before = datetime.now(UTC) - timedelta(seconds=self._settings.redispatch_after)
+        children = await self._pool.fetch(_SQL["untold_children"], before, BATCH)
+        if children:
+            await runs.tell_parents(self._pool, self._nats, [record["run_id"] for record in children])
