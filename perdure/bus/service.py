@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import random
 import signal
 import sys
 from collections.abc import Awaitable, Callable, Mapping
@@ -18,6 +17,7 @@ import structlog
 from nats.aio.client import Client
 
 from perdure import subjects
+from perdure.bus.background import Background
 from perdure.bus.connection import connect
 from perdure.bus.discovery import Discovery
 from perdure.bus.endpoint import Endpoint, Handler, Request
@@ -33,9 +33,6 @@ __all__ = ["Request", "Service", "serve"]
 
 HEALTH_INTERVAL: Final = 5.0
 CLOSE_TIMEOUT: Final = 5.0
-FIRST_BACKOFF: Final = 0.1
-LONGEST_BACKOFF: Final = 5.0
-STEADY: Final = 30.0  # seconds a loop must run before its backoff begins anew
 
 
 def _version() -> str:
@@ -70,8 +67,8 @@ class Service:
         self.health = Health()
         self.ready = False
         self.endpoints: list[Endpoint] = []
-        self._tasks: set[asyncio.Task[None]] = set()
-        self._failing: dict[str, str] = {}
+        self._background = Background(self.logger)
+        self._on_start_called = False
         self._discovery: Discovery | None = None
         self._consul: ConsulRegistration | None = None
         self._consul_task: asyncio.Task[None] | None = None
@@ -93,7 +90,7 @@ class Service:
         """Called when the resources are there, before the service can be found: declare endpoints here."""
 
     async def on_stop(self) -> None:
-        """Called when no endpoint takes messages any more, before anything is closed."""
+        """Called when no endpoint takes messages any more, before anything is closed; also when `on_start` failed."""
 
     async def on_reconnect(self) -> None:
         """Called after each reconnect to NATS: whatever was said in between was missed."""
@@ -103,6 +100,7 @@ class Service:
         """Connect what is needed, call `on_start`, register. Raises `SetupError`, and then leaves nothing open."""
         try:
             await self._open()
+            self._on_start_called = True
             await self.on_start()
             await self._register()
         except BaseException:
@@ -159,10 +157,7 @@ class Service:
 
     def spawn(self, coroutine_function: Callable[[], Awaitable[None]], *, name: str) -> asyncio.Task[None]:
         """Run a loop in the background until `stop`: when it fails, that is logged and it begins anew after a while."""
-        task = asyncio.get_running_loop().create_task(self._supervise(coroutine_function, name), name=name)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
-        return task
+        return self._background.spawn(coroutine_function, name)
 
     # -- inside ------------------------------------------------------------------------------------------------------
     async def _open(self) -> None:
@@ -182,7 +177,7 @@ class Service:
             self.health.add("redis", self._check_redis, at_worst="warning")  # a cache: work goes on without it
         lag = LoopLag()
         self.health.add("event_loop", lag.check)
-        self.health.add("background", self._check_background)
+        self.health.add("background", self._background.check)
         self.spawn(lag.measure, name="event-loop-lag")
 
     async def _register(self) -> None:
@@ -224,17 +219,18 @@ class Service:
         await self._leave_consul()
         await asyncio.gather(*(each.close() for each in self.endpoints))
         await asyncio.gather(*(each.finish(deadline) for each in self.endpoints))
+        if self._on_start_called:
+            await self._call_on_stop(deadline)
+        await self._background.cancel()
+        await self._close_resources()
+        self.logger.info("stopped", action="service.stopped") if was_ready else None
+
+    async def _call_on_stop(self, deadline: float) -> None:
         try:
-            async with asyncio.timeout(max(deadline - loop.time(), CLOSE_TIMEOUT)):
+            async with asyncio.timeout(max(deadline - asyncio.get_running_loop().time(), CLOSE_TIMEOUT)):
                 await self.on_stop()
         except Exception:
             self.logger.exception("on_stop failed; closing anyway", action="service.on_stop_failed")
-        tasks = list(self._tasks)
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
-        await self._close_resources()
-        self.logger.info("stopped", action="service.stopped") if was_ready else None
 
     async def _leave_consul(self) -> None:
         if self._consul is None or self._consul_task is None:
@@ -273,22 +269,6 @@ class Service:
 
     async def _terminate_pool(self) -> None:
         self.pool.terminate()
-
-    async def _supervise(self, coroutine_function: Callable[[], Awaitable[None]], name: str) -> None:
-        loop = asyncio.get_running_loop()
-        wait = FIRST_BACKOFF
-        while True:
-            began = loop.time()
-            try:
-                await coroutine_function()
-            except Exception as error:
-                self._failing[name] = str(error) or type(error).__name__
-                self.logger.exception("a background loop failed", action="service.loop_failed", loop=name)
-            else:
-                return
-            wait = FIRST_BACKOFF if loop.time() - began > STEADY else min(wait * 2, LONGEST_BACKOFF)
-            await asyncio.sleep(random.uniform(wait / 2, wait))  # noqa: S311 - jitter, no secret
-            loop.call_later(STEADY, self._failing.pop, name, None)
 
     def _signalled(self, number: int) -> None:
         if self._stop_asked.is_set():
@@ -329,11 +309,6 @@ class Service:
     async def _check_redis(self) -> Finding:
         await self.redis.ping()
         return "ok", "answers"
-
-    async def _check_background(self) -> Finding:
-        if self._failing:
-            return "warning", "; ".join(f"{name} failed: {text}" for name, text in sorted(self._failing.items()))
-        return "ok", f"{len(self._tasks)} loops"
 
 
 def serve(service: Service) -> None:

@@ -42,7 +42,8 @@ class FakeConsul:
     """`async with FakeConsul() as fake:` serves on `fake.address` (`host:port`, a free port).
 
     `clock` (seconds) decides when a TTL is over. `forget()` is a restart without its data. `requests` counts calls,
-    `tokens` holds the ACL tokens that came with them, `told` every status that a check was given, and while `broken` is true every call is answered 500.
+    `tokens` holds the ACL tokens that came with them, `told` every status that a check was given, and while `broken`
+    is true every call is answered 500.
     """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
