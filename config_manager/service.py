@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, cast
+import asyncio
+from contextlib import suppress
+from typing import Any, ClassVar, Final, cast
 
 import asyncpg
 import orjson
@@ -22,7 +24,8 @@ from perdure.store.postgres import connect_direct, unreachable
 from perdure.subjects import GLOBAL_LAYER
 
 Reply = dict[str, Any]
-LONGEST_NAME = 200  # of changed_by
+LONGEST_NAME: Final = 200  # of changed_by
+FIRST_LISTEN: Final = 5.0  # seconds that a start waits until it listens
 
 
 class ConfigManager(Service):
@@ -47,6 +50,10 @@ class ConfigManager(Service):
                 await connection.close()
         except (*GONE, asyncpg.PostgresError) as error:
             raise SetupError(unreachable(self.settings, error)) from error
+        self.spawn(self.sync.run, name="config-sync")
+        with suppress(TimeoutError):  # it goes on trying, and says so
+            async with asyncio.timeout(FIRST_LISTEN):
+                await self.sync.started.wait()
         self.health.add("config_listen", self._check_listening, at_worst="warning")
         for name, subject, handler in (
             ("get", subjects.CONFIG_GET, self._get),
@@ -57,7 +64,6 @@ class ConfigManager(Service):
             # The bare subject takes the agent from the body alone.
             await self.endpoint(f"{name}-any", subject, handler, queue=subjects.QUEUE_CONFIG)
             await self.endpoint(name, f"{subject}.>", handler, queue=subjects.QUEUE_CONFIG)
-        self.spawn(self.sync.run, name="config-sync")
 
     async def _get(self, request: Request) -> Reply:
         if not request.data and self.sync.listening:  # the usual question, without a body: nothing to parse

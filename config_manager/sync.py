@@ -27,6 +27,9 @@ from perdure.settings import Settings
 from perdure.store.postgres import Connection, Pool, connect_direct
 
 CHANNEL: Final = "perdure_config"
+KEEP_ALIVE: Final = 5.0  # seconds between comparisons that nothing asked for; they find a dead connection, too
+STANDBY_POLL: Final = 1.0  # the same while another one broadcasts
+PATIENCE: Final = 2.0  # seconds that another's broadcast may lag before this one helps
 BATCH: Final = 500  # revisions read at a time
 REMEMBERED: Final = 10_000  # notices kept, so that a broadcast needs no second query
 MOST_KEYS: Final = 500  # named in one broadcast
@@ -38,11 +41,12 @@ class ConfigSync:
     """One loop that owns one direct connection: LISTEN, the broadcaster's lock, and the way from history to NATS."""
 
     def __init__(self, settings: Settings, nats: Client, table: ConfigTable, *, instance_id: str) -> None:
-        self.keep_alive = min(5.0, settings.config_poll_interval)  # seconds between comparisons that nothing asked for
-        self.standby_poll = min(1.0, settings.config_poll_interval)  # the same while another one broadcasts
-        self.patience = 2.0  # seconds that another's broadcast may lag before this one helps
+        self.keep_alive = min(KEEP_ALIVE, settings.config_poll_interval)
+        self.standby_poll = min(STANDBY_POLL, settings.config_poll_interval)
+        self.patience = PATIENCE
         self.listening = False
         self.leading = False
+        self.started = asyncio.Event()  # listening for the first time
         self._settings = settings
         self._nats = nats
         self._table = table
@@ -106,11 +110,13 @@ class ConfigSync:
                 return
 
     async def _watch(self, connection: Connection) -> None:
+        self._wake.clear()
         connection.add_termination_listener(lambda _connection: self._wake.set())
         await connection.add_listener(CHANNEL, lambda *_heard: self._wake.set())
         await self.reload(connection)
         await self._reconcile(connection)
         self.listening = True
+        self.started.set()
         log.info("listening", action="config.listening", revision=self._table.revision, leading=self.leading)
         while True:
             woken = await self._woken()

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
+
 import pytest
 
-from perdure.store.postgres import Pool
+from perdure.store.postgres import Pool, connect_direct
 from tests.config_support import PUT, ask, following, manager, messages
 from tests.support import eventually
 
@@ -59,10 +61,25 @@ async def test_a_global_change_is_broadcast_once_and_an_inactive_row_is_hidden(s
         await pool.execute("DELETE FROM agent_configurations WHERE agent_name = '*'")
         await eventually(lambda: one.snapshot.get_setting("agent_role") is None)
         await eventually(lambda: len(updates) == 4)
-    assert [(update["agent_name"], update["revision"]) for update in updates] == [("*", 1), ("b", 2), ("b", 3), ("*", 4)]
+    assert [(update["agent_name"], update["revision"]) for update in updates] == [
+        ("*", 1),
+        ("b", 2),
+        ("b", 3),
+        ("*", 4),
+    ]
 
 
-async def test_changes_made_while_the_manager_was_stopped_are_broadcast_when_it_is_back(settings, nc, pool) -> None:
+@pytest.fixture
+def only_what_is_told(monkeypatch):
+    """No comparison by the clock: what is found without being told of is found right after LISTEN."""
+    monkeypatch.setattr("config_manager.sync.KEEP_ALIVE", 3600.0)
+    monkeypatch.setattr("config_manager.sync.STANDBY_POLL", 3600.0)
+
+
+async def test_changes_made_while_the_manager_was_stopped_are_broadcast_when_it_is_back(
+    settings, nc, pool, only_what_is_told
+) -> None:
+    settings = settings.model_copy(update=SLOW)
     updates = await messages(nc, "config.update")
     async with manager(settings):
         await pool.execute(PUT, "assistant", "k", "1")
@@ -78,21 +95,31 @@ async def test_changes_made_while_the_manager_was_stopped_are_broadcast_when_it_
     ]
 
 
-async def test_a_change_made_while_the_listen_connection_is_killed_is_broadcast(settings, nc, pool) -> None:
+async def test_a_change_made_while_the_listen_connection_is_killed_is_broadcast(
+    settings, nc, pool, only_what_is_told, monkeypatch
+) -> None:
     settings = settings.model_copy(update=SLOW)
+    may_connect = asyncio.Event()
+    may_connect.set()
+
+    async def connect_late(*arguments):
+        await may_connect.wait()
+        return await connect_direct(*arguments)
+
+    monkeypatch.setattr("config_manager.sync.connect_direct", connect_late)
     updates = await messages(nc, "config.update")
     async with manager(settings) as running:
-        running.sync.keep_alive = 3600.0  # only the reading after LISTEN can find it
         await pool.execute(PUT, "assistant", "k", "0")
         await eventually(lambda: len(updates) == 1)
-        async with pool.acquire() as connection, connection.transaction():
-            # One transaction ends the connection, and commits a change while nobody can be listening yet.
-            killed = await connection.fetchval(
-                "SELECT count(pg_terminate_backend(pid, 5000)) FROM pg_stat_activity "
-                "WHERE application_name = 'perdure config-manager listen' AND datname = current_database()"
-            )
-            assert killed == 1
-            await connection.execute(PUT, "assistant", "k", "1")
+        may_connect.clear()
+        killed = await pool.fetchval(
+            "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity "
+            "WHERE application_name = 'perdure config-manager listen' AND datname = current_database()"
+        )
+        assert killed == 1
+        await eventually(lambda: not running.sync.listening)
+        await pool.execute(PUT, "assistant", "k", "1")
+        may_connect.set()
         await eventually(lambda: updates[-1]["revision"] == 2)
 
 
@@ -115,7 +142,7 @@ async def test_a_reconnect_to_nats_makes_the_agent_read_again(settings, nc, redi
 
 async def test_a_value_of_a_megabyte_reaches_the_agent_in_parts(settings, nc, redis, pool) -> None:
     async with manager(settings), following(nc, redis, settings) as agent:
-        await pool.execute(PUT, "assistant", "large", "x\"\\é" * 350_000)
+        await pool.execute(PUT, "assistant", "large", 'x"\\é' * 350_000)
         await eventually(lambda: len(agent.snapshot.get_setting("large", "")) == 1_400_000)
         refused = await ask(nc, "config.get.assistant")
         assert refused["error"]["code"] == "too_large"
