@@ -7,7 +7,6 @@ import os
 import signal
 import sys
 from collections.abc import Awaitable, Callable, Mapping
-from contextlib import suppress
 from importlib.metadata import PackageNotFoundError
 from importlib.metadata import version as package_version
 from typing import Any, ClassVar, Final
@@ -18,6 +17,7 @@ from nats.aio.client import Client
 
 from perdure import subjects
 from perdure.bus.background import Background
+from perdure.bus.closing import CLOSE_TIMEOUT, close_nats, close_pool, close_redis
 from perdure.bus.connection import connect
 from perdure.bus.discovery import Discovery
 from perdure.bus.endpoint import Endpoint, Handler, Request
@@ -32,7 +32,6 @@ from perdure.store.redis import create_redis
 __all__ = ["Request", "Service", "serve"]
 
 HEALTH_INTERVAL: Final = 5.0
-CLOSE_TIMEOUT: Final = 5.0
 
 
 def _version() -> str:
@@ -241,34 +240,11 @@ class Service:
 
     async def _close_resources(self) -> None:
         if hasattr(self, "nats"):
-            await self._closing("nats", self._close_nats, self.nats.close)
+            await close_nats(self.nats, self.logger)
         if hasattr(self, "pool"):
-            await self._closing("postgres", self.pool.close, self._terminate_pool)
+            await close_pool(self.pool, self.logger)
         if hasattr(self, "redis"):
-            await self._closing("redis", self.redis.aclose, None)
-
-    async def _closing(
-        self, what: str, close: Callable[[], Awaitable[None]], by_force: Callable[[], Awaitable[None]] | None
-    ) -> None:
-        try:
-            async with asyncio.timeout(CLOSE_TIMEOUT):
-                await close()
-        except Exception as error:  # noqa: BLE001 - logged; the process ends either way
-            self.logger.warning("could not close", action="service.not_closed", resource=what, error=repr(error))
-            if by_force is not None:
-                with suppress(Exception):
-                    async with asyncio.timeout(CLOSE_TIMEOUT):
-                        await by_force()
-
-    async def _close_nats(self) -> None:
-        # `drain` raises while reconnecting: then nothing can be sent, and closing is all there is to do.
-        if self.nats.is_connected:
-            await self.nats.drain()
-        elif not self.nats.is_closed:
-            await self.nats.close()
-
-    async def _terminate_pool(self) -> None:
-        self.pool.terminate()
+            await close_redis(self.redis, self.logger)
 
     def _signalled(self, number: int) -> None:
         if self._stop_asked.is_set():
