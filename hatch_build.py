@@ -13,7 +13,7 @@ from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 CARRIED = ("config_manager", "services", "agents", "migrations")
 
 
-class CarryPlatform(BuildHookInterface):
+class CarryPlatform(BuildHookInterface[Any]):
     """Called by hatchling for each wheel it builds."""
 
     def initialize(self, version: str, build_data: dict[str, Any]) -> None:
