@@ -1,1 +1,72 @@
-"""Perdure: AI agents as microservices, whose work outlives the process that does it."""
+"""Perdure: AI agents as microservices, whose work outlives the process that does it.
+
+Everything an author needs is imported from here: `from perdure import BaseAgent, DurableAgent, tool, workflow, …`.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from perdure.agent.base import BaseAgent
+    from perdure.agent.durable import DurableAgent
+    from perdure.agent.tools import tool
+    from perdure.client import Client, RunHandle
+    from perdure.config.messages import ConfigUpdate
+    from perdure.config.snapshot import AgentConfig
+    from perdure.errors import PerdureError, PermanentError, RetryableError, RunFailed, StepFailed
+    from perdure.runner.runner import AgentRunner, run_agent
+    from perdure.workflow import Context, Retry, StepContext, workflow
+
+# Where each name lives. They are imported when they are first asked for: a step needs no HTTP client to start.
+_HOMES = {
+    "AgentConfig": "perdure.config.snapshot",
+    "AgentRunner": "perdure.runner.runner",
+    "BaseAgent": "perdure.agent.base",
+    "Client": "perdure.client",
+    "ConfigUpdate": "perdure.config.messages",
+    "Context": "perdure.workflow",
+    "DurableAgent": "perdure.agent.durable",
+    "PerdureError": "perdure.errors",
+    "PermanentError": "perdure.errors",
+    "Retry": "perdure.workflow",
+    "RetryableError": "perdure.errors",
+    "RunFailed": "perdure.errors",
+    "RunHandle": "perdure.client",
+    "StepContext": "perdure.workflow",
+    "StepFailed": "perdure.errors",
+    "run_agent": "perdure.runner.runner",
+    "tool": "perdure.agent.tools",
+    "workflow": "perdure.workflow",
+}
+
+__all__ = [
+    "AgentConfig",
+    "AgentRunner",
+    "BaseAgent",
+    "Client",
+    "ConfigUpdate",
+    "Context",
+    "DurableAgent",
+    "PerdureError",
+    "PermanentError",
+    "Retry",
+    "RetryableError",
+    "RunFailed",
+    "RunHandle",
+    "StepContext",
+    "StepFailed",
+    "run_agent",
+    "tool",
+    "workflow",
+]
+
+
+def __getattr__(name: str) -> Any:
+    home = _HOMES.get(name)
+    if home is None:
+        raise AttributeError(f"module 'perdure' has no attribute {name!r}")
+    value = getattr(import_module(home), name)
+    globals()[name] = value
+    return value

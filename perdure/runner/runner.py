@@ -1,0 +1,192 @@
+"""Runs agents inside a program: `AgentRunner` for scripts and notebooks, `run_agent` for a process of its own."""
+
+from __future__ import annotations
+
+import asyncio
+import atexit
+import threading
+import time
+from collections.abc import Coroutine
+from typing import Any, TypeVar
+from uuid import uuid4
+
+import structlog
+
+from perdure import subjects
+from perdure.agent.process import AgentProcess
+from perdure.bus import wire
+from perdure.bus.service import serve
+from perdure.embedded.ensure import ensure_platform
+from perdure.embedded.locate import locate
+from perdure.embedded.platform import Platform
+from perdure.embedded.processes import SERVICES
+from perdure.errors import Unavailable
+from perdure.runner.load import AnyAgent
+from perdure.settings import Settings, load_settings
+
+T = TypeVar("T")
+log = structlog.get_logger(__name__)
+
+ASK_FOR = 30.0  # seconds of one request; a longer run is asked for again under the same id
+
+
+def run_agent(agent: AnyAgent, settings: Settings | None = None) -> None:
+    """Run one agent as this process, until SIGTERM or Ctrl-C; then it drains. The environment names the platform.
+
+    `agent` is a `BaseAgent` subclass or an instance such as a `DurableAgent`. Exits with status 1 and one clear line
+    when a server cannot be reached.
+    """
+    serve(AgentProcess(agent, locate(settings or load_settings())))
+
+
+class AgentRunner:
+    """Runs agents inside this program.
+
+    It uses the servers that the environment names, else the platform that runs in `PERDURE_HOME`, else it starts one
+    of its own there on free ports (NATS, Postgres, Redis and the services; data is kept) and stops it at `shutdown` or
+    when the program ends. The agents' runs are durable either way.
+    """
+
+    def __init__(self, settings: Settings | None = None) -> None:
+        self._settings = settings
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._thread: threading.Thread | None = None
+        self._guard = threading.Lock()
+        self._platform: Platform | None = None
+        self._located: Settings | None = None
+        self._starting: asyncio.Lock | None = None
+        self._processes: dict[str, AgentProcess] = {}
+
+    def run_sync(
+        self,
+        agent: AnyAgent,
+        task: str | dict[str, Any],
+        *,
+        session_id: str | None = None,
+        timeout: float | None = None,
+    ) -> Any:
+        """Run `agent` on `task` and return its output.
+
+        Raises `RunFailed` when the run ends otherwise, `TimeoutError` after `timeout` seconds (the run goes on), and
+        `SetupError` when the platform cannot be started. Inside async code use `await runner.run(...)`.
+        """
+        try:
+            asyncio.get_running_loop()
+        except RuntimeError:
+            pass
+        else:
+            raise RuntimeError("run_sync would block this event loop: use `await runner.run(agent, task)`")
+        return self._submit(self._run(agent, task, session_id, timeout)).result()
+
+    async def run(
+        self,
+        agent: AnyAgent,
+        task: str | dict[str, Any],
+        *,
+        session_id: str | None = None,
+        timeout: float | None = None,
+    ) -> Any:
+        """The same as `run_sync`, in async code."""
+        return await asyncio.wrap_future(self._submit(self._run(agent, task, session_id, timeout)))
+
+    def shutdown(self, agent: AnyAgent | None = None) -> None:
+        """Drain and stop `agent`, or all agents; with the last one the platform that this runner started stops too."""
+        if self._loop is None or self._thread is None:
+            return
+        self._submit(self._stop(agent)).result()
+        if not self._processes:
+            atexit.unregister(self.shutdown)
+            self._loop.call_soon_threadsafe(self._loop.stop)
+            self._thread.join()
+            self._loop = self._thread = None
+
+    # -- inside -------------------------------------------------------------------------------------------------------
+
+    def _submit(self, work: Coroutine[Any, Any, T]) -> Any:
+        with self._guard:
+            if self._loop is None:
+                self._loop = _new_loop()
+                self._thread = threading.Thread(target=self._turn, args=(self._loop,), name="perdure", daemon=True)
+                self._thread.start()
+                atexit.register(self.shutdown)
+        return asyncio.run_coroutine_threadsafe(work, self._loop)
+
+    @staticmethod
+    def _turn(loop: asyncio.AbstractEventLoop) -> None:
+        asyncio.set_event_loop(loop)
+        try:
+            loop.run_forever()
+        finally:
+            loop.run_until_complete(loop.shutdown_asyncgens())
+            loop.close()
+
+    async def _run(self, agent: AnyAgent, task: Any, session_id: str | None, timeout: float | None) -> Any:
+        if not isinstance(task, str | dict):
+            raise TypeError(f"a task is text or a dict, not {type(task).__name__}")
+        process = await self._started(agent)
+        payload = {"task": task, "run_id": uuid4().hex, "session_id": session_id}
+        deadline = None if timeout is None else time.monotonic() + timeout
+        while True:
+            left = ASK_FOR if deadline is None else min(ASK_FOR, deadline - time.monotonic())
+            if left <= 0:
+                raise TimeoutError(f"run {payload['run_id']} has not ended after {timeout:g} s; it goes on")
+            try:
+                reply = await wire.request(
+                    process.nats, subjects.run_ask(process.name), {**payload, "timeout": left}, timeout=left + 5
+                )
+            except Unavailable as error:
+                log.info("asking again", action="runner.retry", error=error.message)
+                await asyncio.sleep(0.5)
+                continue
+            if reply["status"] == "completed":
+                return reply["output"]
+
+    async def _started(self, agent: AnyAgent) -> AgentProcess:
+        if self._starting is None:
+            self._starting = asyncio.Lock()
+        async with self._starting:
+            known = self._processes.get(agent.name)
+            if known is not None and known._given is agent:  # noqa: SLF001 -- the same object: nothing to start
+                return known
+            if known is not None:
+                await known.stop()
+            if self._located is None:
+                self._located = await self._find_platform()
+            instance = f"{self._located.instance_id}-{len(self._processes)}"
+            process = AgentProcess(agent, self._located.model_copy(update={"instance_id": instance}))
+            await process.start()
+            self._processes[agent.name] = process
+            return process
+
+    async def _find_platform(self) -> Settings:
+        settings = await asyncio.to_thread(locate, self._settings or load_settings())
+        urls, self._platform = await ensure_platform(settings, processes=_services(settings))
+        found = {"nats_url": urls.nats_url, "database_url": urls.database_url, "redis_url": urls.redis_url}
+        return settings.model_copy(update=found)
+
+    async def _stop(self, agent: AnyAgent | None) -> None:
+        names = list(self._processes) if agent is None else [agent.name]
+        for name in names:
+            process = self._processes.pop(name, None)
+            if process is not None:
+                await process.stop()
+        if not self._processes and self._platform is not None:
+            await self._platform.stop()
+            self._platform = None
+        if not self._processes:
+            self._located = None
+            self._starting = None
+
+
+def _services(settings: Settings) -> list[Any] | None:
+    """The services, unless the environment names a whole platform, whose services run already."""
+    given = {"nats_url", "database_url", "redis_url"} <= settings.model_fields_set
+    return [] if given else list(SERVICES)
+
+
+def _new_loop() -> asyncio.AbstractEventLoop:
+    try:
+        import uvloop  # noqa: PLC0415 -- not on every platform
+    except ImportError:
+        return asyncio.new_event_loop()
+    return uvloop.new_event_loop()
