@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from perdure.config.snapshot import AgentConfig
     from perdure.errors import PerdureError, PermanentError, RetryableError, RunFailed, StepFailed
     from perdure.runner.runner import AgentRunner, run_agent
-    from perdure.workflow import Context, Retry, StepContext, workflow
+    from perdure.engine import Context, Retry, StepContext, workflow
 
 # Where each name lives. They are imported when they are first asked for: a step needs no HTTP client to start.
 _HOMES = {
@@ -26,19 +26,19 @@ _HOMES = {
     "BaseAgent": "perdure.agent.base",
     "Client": "perdure.client",
     "ConfigUpdate": "perdure.config.messages",
-    "Context": "perdure.workflow",
+    "Context": "perdure.engine",
     "DurableAgent": "perdure.agent.durable",
     "PerdureError": "perdure.errors",
     "PermanentError": "perdure.errors",
-    "Retry": "perdure.workflow",
+    "Retry": "perdure.engine",
     "RetryableError": "perdure.errors",
     "RunFailed": "perdure.errors",
     "RunHandle": "perdure.client",
-    "StepContext": "perdure.workflow",
+    "StepContext": "perdure.engine",
     "StepFailed": "perdure.errors",
     "run_agent": "perdure.runner.runner",
     "tool": "perdure.agent.tools",
-    "workflow": "perdure.workflow",
+    "workflow": "perdure.engine",
 }
 
 __all__ = [

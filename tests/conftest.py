@@ -54,7 +54,7 @@ MAY_BLOCK = ["perdure.embedded"]
 # Single functions, by file, each with its reason.
 MAY_BLOCK_IN: tuple[tuple[str, set[str]], ...] = (
     # reads the source of a workflow for its hash, once, when an agent starts
-    ("perdure/workflow/definition.py", {"_source_hash"}),
+    ("perdure/engine/definition.py", {"_source_hash"}),
     # looks for a password file and client certificates, once a connection
     ("asyncpg/connect_utils.py", {"_parse_connect_arguments", "_parse_connect_dsn_and_args"}),
     # looks at three paths, once a process

@@ -12,7 +12,7 @@ from pydantic import BaseModel
 from perdure import subjects
 from perdure.config.messages import ConfigUpdate
 from perdure.config.snapshot import AgentConfig
-from perdure.workflow.definition import WORKFLOW_MARK, WorkflowDefinition, WorkflowMark, define_workflow
+from perdure.engine.definition import WORKFLOW_MARK, WorkflowDefinition, WorkflowMark, define_workflow
 
 if TYPE_CHECKING:
     import redis.asyncio

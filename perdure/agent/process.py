@@ -15,9 +15,9 @@ from perdure.config.snapshot import AgentConfig
 from perdure.errors import SetupError
 from perdure.observe.logging import set_level
 from perdure.settings import Settings
-from perdure.workflow.clock import Clock
-from perdure.workflow.hot_state import HotState
-from perdure.workflow.worker import Worker
+from perdure.engine.clock import Clock
+from perdure.engine.hot_state import HotState
+from perdure.engine.worker import Worker
 
 log = structlog.get_logger(__name__)
 

@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError,
 from pydantic.errors import PydanticUserError
 
 from perdure.errors import PerdureError
-from perdure.workflow import Context, StepContext
+from perdure.engine import Context, StepContext
 
 _PARAM_LINE = re.compile(r"^(?P<name>\*{0,2}\w+)\s*(?:\([^)]*\))?\s*:\s*(?P<text>.+)$")
 _SPHINX = re.compile(r"^\s*:param\s+(?:[\w.\[\], |]+\s+)?(?P<name>\w+)\s*:\s*(?P<text>.+)$", re.MULTILINE)

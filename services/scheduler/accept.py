@@ -16,9 +16,9 @@ from perdure.errors import ApiError, Conflict, TooLarge, Unavailable
 from perdure.messages import RunStart, parse
 from perdure.settings import Settings
 from perdure.store.postgres import Pool
-from perdure.workflow import runs
-from perdure.workflow.journal import CONNECTION_ERRORS
-from perdure.workflow.rows import Start
+from perdure.engine import runs
+from perdure.engine.journal import CONNECTION_ERRORS
+from perdure.engine.rows import Start
 
 log = structlog.get_logger(__name__)
 

@@ -17,9 +17,9 @@ from perdure.errors import RunFailed
 from perdure.messages import RunAsk, parse
 from perdure.store.postgres import Pool
 from perdure.store.queries import load_queries
-from perdure.workflow import runs
-from perdure.workflow.journal import CONNECTION_ERRORS
-from perdure.workflow.rows import TERMINAL
+from perdure.engine import runs
+from perdure.engine.journal import CONNECTION_ERRORS
+from perdure.engine.rows import TERMINAL
 from services.scheduler.accept import Acceptor
 
 _SQL = load_queries("runs.sql")

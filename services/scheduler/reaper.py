@@ -15,8 +15,8 @@ from nats.aio.client import Client
 from perdure.settings import Settings
 from perdure.store.postgres import Pool
 from perdure.store.queries import load_queries
-from perdure.workflow import runs
-from perdure.workflow.journal import CONNECTION_ERRORS
+from perdure.engine import runs
+from perdure.engine.journal import CONNECTION_ERRORS
 
 _SQL = load_queries("engine.sql")
 log = structlog.get_logger(__name__)

@@ -14,7 +14,7 @@ from perdure.errors import InvalidRequest
 from perdure.messages import RunFork, RunList, RunRef, RunSignal, parse
 from perdure.settings import Settings
 from perdure.store.postgres import Pool
-from perdure.workflow import runs
+from perdure.engine import runs
 
 
 class RunRequests:

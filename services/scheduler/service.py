@@ -11,7 +11,7 @@ from perdure import subjects
 from perdure.bus.service import Service
 from perdure.bus.streams import ensure_streams
 from perdure.settings import Settings
-from perdure.workflow.clock import Clock, SystemClock
+from perdure.engine.clock import Clock, SystemClock
 from services.scheduler.accept import Acceptor
 from services.scheduler.ask import Asks
 from services.scheduler.reaper import Reaper

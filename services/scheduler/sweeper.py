@@ -12,8 +12,8 @@ from nats.aio.client import Client
 from perdure.settings import Settings
 from perdure.store.postgres import Pool
 from perdure.store.queries import load_queries
-from perdure.workflow import runs
-from perdure.workflow.clock import Clock
+from perdure.engine import runs
+from perdure.engine.clock import Clock
 
 _SQL = load_queries("engine.sql")
 log = structlog.get_logger(__name__)

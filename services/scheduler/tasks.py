@@ -13,7 +13,7 @@ from perdure import subjects
 from perdure.bus.pull import PullConsumer
 from perdure.errors import ApiError, Conflict, Unavailable
 from perdure.messages import RunStart, parse
-from perdure.workflow.codec import short_hash
+from perdure.engine.codec import short_hash
 from services.scheduler.accept import Acceptor
 
 log = structlog.get_logger(__name__)

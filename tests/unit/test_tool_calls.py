@@ -11,7 +11,7 @@ from perdure.agent import tool_calls
 from perdure.agent.tool_calls import LONGEST_RESULT, content_of, failed_with, run_function
 from perdure.agent.tools import tool
 from perdure.errors import PermanentError, RetryableError
-from perdure.workflow import Context
+from perdure.engine import Context
 
 
 async def run(function, timeout=5.0, **kwargs):

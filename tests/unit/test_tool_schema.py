@@ -11,7 +11,7 @@ from pydantic import BaseModel, Field
 
 from perdure.agent.schema import ToolArgumentsError, parse_docstring
 from perdure.agent.tools import Tool, as_tools, tool
-from perdure.workflow import Context, Retry, StepContext
+from perdure.engine import Context, Retry, StepContext
 
 
 class Size(enum.Enum):

@@ -10,7 +10,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any, TypeVar, overload
 
-from perdure.workflow.codec import ANY_RESULT, ResultType
+from perdure.engine.codec import ANY_RESULT, ResultType
 
 F = TypeVar("F", bound=Callable[..., Awaitable[Any]])
 

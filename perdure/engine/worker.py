@@ -19,23 +19,23 @@ from perdure.errors import SetupError
 from perdure.settings import Settings
 from perdure.store.postgres import Pool
 from perdure.store.queries import load_queries
-from perdure.workflow import runs
-from perdure.workflow.claims import Claims
-from perdure.workflow.clock import Clock, SystemClock
-from perdure.workflow.codec import encode
-from perdure.workflow.definition import WorkflowDefinition
-from perdure.workflow.events import Events
-from perdure.workflow.execution import Execution
-from perdure.workflow.failure import describe
-from perdure.workflow.journal import CONNECTION_ERRORS, Entry, Journal
-from perdure.workflow.liveness import Liveness
-from perdure.workflow.mailbox import Mailbox
-from perdure.workflow.rows import ClaimedRun, JournalRow, Move
+from perdure.engine import runs
+from perdure.engine.claims import Claims
+from perdure.engine.clock import Clock, SystemClock
+from perdure.engine.codec import encode
+from perdure.engine.definition import WorkflowDefinition
+from perdure.engine.events import Events
+from perdure.engine.execution import Execution
+from perdure.engine.failure import describe
+from perdure.engine.journal import CONNECTION_ERRORS, Entry, Journal
+from perdure.engine.liveness import Liveness
+from perdure.engine.mailbox import Mailbox
+from perdure.engine.rows import ClaimedRun, JournalRow, Move
 
 if TYPE_CHECKING:
     from perdure.config.snapshot import AgentConfig
-    from perdure.workflow.hot_state import HotState
-    from perdure.workflow.steps import StepCall
+    from perdure.engine.hot_state import HotState
+    from perdure.engine.steps import StepCall
 
 log = structlog.get_logger(__name__)
 
@@ -51,7 +51,7 @@ class ConfigSource(Protocol):
 
 
 class Worker:
-    """Executes the runs of one agent in this process. See `perdure.workflow.host.Host` for what executions ask."""
+    """Executes the runs of one agent in this process. See `perdure.engine.host.Host` for what executions ask."""
 
     def __init__(
         self,

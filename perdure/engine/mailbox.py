@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Any
 
 import structlog
 
-from perdure.workflow.journal import CONNECTION_ERRORS
-from perdure.workflow.waits import ChildCall, SignalCall
+from perdure.engine.journal import CONNECTION_ERRORS
+from perdure.engine.waits import ChildCall, SignalCall
 
 if TYPE_CHECKING:
-    from perdure.workflow.execution import Execution
-    from perdure.workflow.worker import Worker
+    from perdure.engine.execution import Execution
+    from perdure.engine.worker import Worker
 
 log = structlog.get_logger(__name__)
 

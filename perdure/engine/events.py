@@ -13,13 +13,13 @@ from typing import TYPE_CHECKING, Any
 import orjson
 
 from perdure import subjects
-from perdure.workflow.rows import JournalRow, Move
+from perdure.engine.rows import JournalRow, Move
 
 if TYPE_CHECKING:
     from nats.aio.client import Client
 
-    from perdure.workflow.execution import Execution
-    from perdure.workflow.steps import StepCall
+    from perdure.engine.execution import Execution
+    from perdure.engine.steps import StepCall
 
 _LONGEST_RESULT = 8_192
 

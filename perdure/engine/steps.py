@@ -10,17 +10,17 @@ from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from perdure.errors import ControlFlow, PerdureError, RunSuspended, StepFailed, WorkflowMisuse
-from perdure.workflow.calls import Call
-from perdure.workflow.codec import decode, encode
-from perdure.workflow.definition import StepFunction, StepInjected, step_function
-from perdure.workflow.failure import describe
-from perdure.workflow.journal import CONNECTION_ERRORS, Entry, write_rows
-from perdure.workflow.points import reach
-from perdure.workflow.retry import Retry
-from perdure.workflow.rows import JournalRow
+from perdure.engine.calls import Call
+from perdure.engine.codec import decode, encode
+from perdure.engine.definition import StepFunction, StepInjected, step_function
+from perdure.engine.failure import describe
+from perdure.engine.journal import CONNECTION_ERRORS, Entry, write_rows
+from perdure.engine.points import reach
+from perdure.engine.retry import Retry
+from perdure.engine.rows import JournalRow
 
 if TYPE_CHECKING:
-    from perdure.workflow.execution import Branch, Execution
+    from perdure.engine.execution import Branch, Execution
 
 _DEFAULT_RETRY = Retry()
 

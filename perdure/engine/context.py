@@ -12,19 +12,19 @@ from typing import TYPE_CHECKING, Any, TypeVar, overload
 
 from perdure import subjects
 from perdure.errors import RunContinued
-from perdure.workflow.calls import Gather
-from perdure.workflow.codec import encode, identity, short_hash
-from perdure.workflow.definition import StepInjected
-from perdure.workflow.retry import Retry
-from perdure.workflow.rows import JournalRow
-from perdure.workflow.runs import new_start
-from perdure.workflow.steps import StepCall, TransactionCall
-from perdure.workflow.values import Now, Random, Uuid
-from perdure.workflow.waits import AdoptCall, ChildCall, RecordCall, SignalCall, SleepCall, seconds_of
+from perdure.engine.calls import Gather
+from perdure.engine.codec import encode, identity, short_hash
+from perdure.engine.definition import StepInjected
+from perdure.engine.retry import Retry
+from perdure.engine.rows import JournalRow
+from perdure.engine.runs import new_start
+from perdure.engine.steps import StepCall, TransactionCall
+from perdure.engine.values import Now, Random, Uuid
+from perdure.engine.waits import AdoptCall, ChildCall, RecordCall, SignalCall, SleepCall, seconds_of
 
 if TYPE_CHECKING:
     from perdure.config.snapshot import AgentConfig
-    from perdure.workflow.execution import Execution
+    from perdure.engine.execution import Execution
 
 T = TypeVar("T")
 Duration = float | int | timedelta

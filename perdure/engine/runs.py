@@ -13,9 +13,9 @@ from perdure import subjects
 from perdure.errors import Conflict, InvalidRequest, NotFound
 from perdure.store.postgres import Pool
 from perdure.store.queries import load_queries
-from perdure.workflow.codec import decode, encode, short_hash
-from perdure.workflow.events import end_data, ended_payload, publish_nowait, render
-from perdure.workflow.rows import TERMINAL, Move, Start
+from perdure.engine.codec import decode, encode, short_hash
+from perdure.engine.events import end_data, ended_payload, publish_nowait, render
+from perdure.engine.rows import TERMINAL, Move, Start
 
 _SQL = load_queries("runs.sql")
 _ENGINE = load_queries("engine.sql")

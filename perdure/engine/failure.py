@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 from perdure.errors import ApiError, RunFailed, StepFailed
 
 if TYPE_CHECKING:
-    from perdure.workflow.calls import Call
-    from perdure.workflow.rows import JournalRow
+    from perdure.engine.calls import Call
+    from perdure.engine.rows import JournalRow
 
 _LONGEST = 4000
 

@@ -13,10 +13,10 @@ from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
 
 from perdure.errors import WorkflowMisuse
-from perdure.workflow.rows import JournalRow, Start
+from perdure.engine.rows import JournalRow, Start
 
 if TYPE_CHECKING:
-    from perdure.workflow.execution import Branch, Execution
+    from perdure.engine.execution import Branch, Execution
 
 T = TypeVar("T")
 
@@ -251,7 +251,7 @@ class Gather(Call[list[Any]]):
 
     def begin(self) -> None:
         """Begin every part, in the order given."""
-        from perdure.workflow.execution import Branch as NewBranch  # noqa: PLC0415 -- the execution is made of calls
+        from perdure.engine.execution import Branch as NewBranch  # noqa: PLC0415 -- the execution is made of calls
 
         self.begun = True
         if not self._parts:

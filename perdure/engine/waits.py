@@ -7,12 +7,12 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from perdure.errors import Conflict, RunFailed
-from perdure.workflow.calls import Call
-from perdure.workflow.codec import decode, encode
-from perdure.workflow.rows import JournalRow, Start
+from perdure.engine.calls import Call
+from perdure.engine.codec import decode, encode
+from perdure.engine.rows import JournalRow, Start
 
 if TYPE_CHECKING:
-    from perdure.workflow.execution import Branch, Execution
+    from perdure.engine.execution import Branch, Execution
 
 
 class Wait(Call[Any]):

@@ -11,11 +11,11 @@ if TYPE_CHECKING:
     from perdure.config.snapshot import AgentConfig
     from perdure.settings import Settings
     from perdure.store.postgres import Pool
-    from perdure.workflow.clock import Clock
-    from perdure.workflow.events import Events
-    from perdure.workflow.execution import Execution
-    from perdure.workflow.journal import Journal
-    from perdure.workflow.steps import StepCall
+    from perdure.engine.clock import Clock
+    from perdure.engine.events import Events
+    from perdure.engine.execution import Execution
+    from perdure.engine.journal import Journal
+    from perdure.engine.steps import StepCall
 
 
 class Host(Protocol):

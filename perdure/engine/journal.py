@@ -16,8 +16,8 @@ import structlog
 
 from perdure.store.postgres import Pool, PooledConnection
 from perdure.store.queries import load_queries
-from perdure.workflow.rows import JournalRow, Move, Start
-from perdure.workflow.runs import ACCEPT, accept_arguments
+from perdure.engine.rows import JournalRow, Move, Start
+from perdure.engine.runs import ACCEPT, accept_arguments
 
 _SQL = load_queries("engine.sql")
 _RUNS = load_queries("runs.sql")

@@ -17,17 +17,17 @@ from typing import TYPE_CHECKING, Any
 import structlog
 
 from perdure.errors import ControlFlow, RunContinued, RunSuspended, WorkflowMisuse
-from perdure.workflow.codec import encode
-from perdure.workflow.failure import describe, mismatch
-from perdure.workflow.journal import Entry
-from perdure.workflow.points import reach
-from perdure.workflow.rows import ClaimedRun, JournalRow, Move, Start
+from perdure.engine.codec import encode
+from perdure.engine.failure import describe, mismatch
+from perdure.engine.journal import Entry
+from perdure.engine.points import reach
+from perdure.engine.rows import ClaimedRun, JournalRow, Move, Start
 
 if TYPE_CHECKING:
     from perdure.config.snapshot import AgentConfig
-    from perdure.workflow.calls import Call
-    from perdure.workflow.definition import WorkflowDefinition
-    from perdure.workflow.host import Host
+    from perdure.engine.calls import Call
+    from perdure.engine.definition import WorkflowDefinition
+    from perdure.engine.host import Host
 
 log = structlog.get_logger(__name__)
 
@@ -114,7 +114,7 @@ class Execution:
             self.cancel(self.cancel_reason)
 
     async def _main(self) -> None:
-        from perdure.workflow.context import Context  # noqa: PLC0415 -- the context is made of the execution
+        from perdure.engine.context import Context  # noqa: PLC0415 -- the context is made of the execution
 
         self.root.enter()
         try:
@@ -188,7 +188,7 @@ class Execution:
         self.cancel_reason = reason
         if "!cancel" in self.history_paths:
             return
-        from perdure.workflow.calls import CancelCall  # noqa: PLC0415 -- calls are made of the execution
+        from perdure.engine.calls import CancelCall  # noqa: PLC0415 -- calls are made of the execution
 
         CancelCall(self).begin()
         self.host.loop.call_later(self.host.cancel_grace, self._cancel_by_force)
@@ -287,7 +287,7 @@ class Execution:
         call = self.calls.get(row.path)
         if call is None or row.name != call.name or row.hash != call.hash or row.kind not in (call.kind, "retry"):
             if row.kind == "cancel" and call is None:
-                from perdure.workflow.calls import CancelCall  # noqa: PLC0415 -- calls are made of the execution
+                from perdure.engine.calls import CancelCall  # noqa: PLC0415 -- calls are made of the execution
 
                 call = CancelCall(self)
                 self.register(call)

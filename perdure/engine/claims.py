@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING
 import structlog
 from nats.aio.msg import Msg
 
-from perdure.workflow.codec import decode
-from perdure.workflow.journal import CONNECTION_ERRORS
-from perdure.workflow.points import reach
-from perdure.workflow.rows import ClaimedRun, JournalRow, claimed, journaled
+from perdure.engine.codec import decode
+from perdure.engine.journal import CONNECTION_ERRORS
+from perdure.engine.points import reach
+from perdure.engine.rows import ClaimedRun, JournalRow, claimed, journaled
 
 if TYPE_CHECKING:
     from perdure.config.snapshot import AgentConfig
-    from perdure.workflow.worker import Worker
+    from perdure.engine.worker import Worker
 
 log = structlog.get_logger(__name__)
 
