@@ -13,6 +13,7 @@ CONFIG_HISTORY: Final = "config.history"
 CONFIG_ROLLBACK: Final = "config.rollback"
 CONFIG_APPLIED: Final = "config.applied"
 CONFIG_SCHEMA: Final = "config.schema"
+CONFIG_LIST: Final = "config.list"
 
 # -- runs -------------------------------------------------------------------------------------------------------------
 RUN_START: Final = "run.start"
