@@ -12,6 +12,8 @@ from rich.console import Console
 from rich.markup import escape
 
 from perdure.errors import ApiError, PerdureError
+from perdure.observe.logging import setup_logging
+from perdure.settings import Settings
 
 T = TypeVar("T")
 
@@ -36,6 +38,13 @@ def run(work: Coroutine[Any, Any, T]) -> T:
         fail(error)
     except KeyboardInterrupt:
         raise typer.Exit(130) from None
+
+
+def log_warnings(settings: Settings) -> None:
+    """Log warnings only: a command prints its own progress. `PERDURE_LOG_LEVEL=debug` shows all."""
+    if settings.log_level != "debug":
+        settings = settings.model_copy(update={"log_level": "warning"})
+    setup_logging(settings, service="perdure")
 
 
 def print_json(value: Any) -> None:

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from perdure.cli.console import fail, out, run
+from perdure.cli.console import fail, log_warnings, out, run
 from perdure.settings import load_settings
 from perdure.store import migrate as migrations
 
@@ -28,6 +28,7 @@ def migrate(
     is refused.
     """
     settings = load_settings()
+    log_warnings(settings)
     if check:
         pending = run(migrations.check(settings))
         if pending:

@@ -17,7 +17,7 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
-from perdure.cli.console import err, fail, out, print_json, run
+from perdure.cli.console import err, fail, log_warnings, out, print_json, run
 from perdure.embedded.child import Child, begin_log, last_words
 from perdure.embedded.health import part_health
 from perdure.embedded.platform import Platform
@@ -57,6 +57,7 @@ def up(
     PERDURE_AGENTS lists the ready agents to start (default: assistant,activation).
     """
     settings = load_settings()
+    log_warnings(settings)
     home = settings.home.resolve()
     if detach:
         _up_detached(home)

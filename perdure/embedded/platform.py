@@ -100,11 +100,9 @@ class Platform:
 
         Raises `SetupError` (and then leaves nothing running), `AlreadyRunning` when the home is in use.
         """
-        specs = declared_processes(self._settings) if self._specs is None else list(self._specs)
-        waves = in_waves(specs)
-        self.home.mkdir(parents=True, exist_ok=True)
         self._lock = take_lock(self.home)
         try:
+            waves = in_waves(declared_processes(self._settings) if self._specs is None else list(self._specs))
             for name in await end_leftovers(self.home):
                 self._say(f"{name} was left over from a start that was killed: ended it")
             self.state = PlatformState(Running.of(os.getpid()), datetime.now(UTC).isoformat(timespec="seconds"))

@@ -141,8 +141,15 @@ def find_running(home: Path) -> PlatformUrls | None:
 
 
 def take_lock(home: Path) -> IO[bytes]:
-    """Hold the home for us alone until the file is closed or we die. Raises `AlreadyRunning` when it is held."""
-    file = (home / LOCK_FILE).open("ab")
+    """Hold the home for us alone until the file is closed or we die.
+
+    Raises `AlreadyRunning` when it is held, `SetupError` when the folder cannot be made.
+    """
+    try:
+        home.mkdir(parents=True, exist_ok=True)
+        file = (home / LOCK_FILE).open("ab")
+    except OSError as error:
+        raise SetupError(f"{home} cannot be used: {error.strerror}. Set PERDURE_HOME to a folder of yours") from error
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:

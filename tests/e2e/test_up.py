@@ -1,0 +1,137 @@
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import sys
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import orjson
+import psutil
+import pytest
+
+from perdure.embedded.state import read_state
+from perdure.store.platform_files import platform_root
+from tests.support import eventually, temporary_folder
+
+READY = b"perdure is ready"
+
+
+@pytest.fixture
+def home() -> Iterator[Path]:
+    with temporary_folder("up") as folder:
+        yield folder
+
+
+def environment(home: Path, **said: str) -> dict[str, str]:
+    mine = ("NATS_URL", "DATABASE_URL", "REDIS_URL", "OPENAI_", "PERDURE_", "CONSUL_")
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(mine)}
+    return {**kept, "PERDURE_HOME": str(home), "PERDURE_AGENTS": "", "PYTHONPATH": str(platform_root()), **said}
+
+
+async def perdure(home: Path, *arguments: str, **said: str) -> tuple[int, str, str]:
+    command = [sys.executable, "-m", "perdure.cli.main", *arguments]
+    pipe = asyncio.subprocess.PIPE
+    process = await asyncio.create_subprocess_exec(*command, stdout=pipe, stderr=pipe, env=environment(home, **said))
+    out, err = await asyncio.wait_for(process.communicate(), 90)
+    return process.returncode, out.decode(), err.decode()
+
+
+@asynccontextmanager
+async def up(home: Path, **said: str) -> AsyncIterator[asyncio.subprocess.Process]:
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "perdure.cli.main", "up"),
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+        env=environment(home, **said),
+    )
+    try:
+        async with asyncio.timeout(90):
+            while True:
+                line = await process.stdout.readline()
+                assert line, (await process.stderr.read()).decode()
+                if line.strip() == READY:
+                    break
+        yield process
+    finally:
+        if process.returncode is None:
+            process.terminate()
+        await asyncio.wait_for(process.communicate(), 60)
+
+
+def processes_of(home: Path) -> dict[str, psutil.Process]:
+    state = read_state(home)
+    found = {part.name: part.running.process() for part in state.parts if part.running}
+    return {name: process for name, process in found.items() if process}
+
+
+@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGINT])
+async def test_it_says_ready_and_leaves_no_process(home: Path, how: signal.Signals):
+    async with up(home) as supervisor:
+        parts = processes_of(home)
+        assert set(parts) == {"nats", "postgres", "redis", "offline-model", "config_manager", "scheduler"}
+        below = psutil.Process(supervisor.pid).children(recursive=True)
+        supervisor.send_signal(how)
+        await asyncio.wait_for(supervisor.communicate(), 60)
+        assert supervisor.returncode == 0
+        assert [process for process in below if process.is_running()] == []
+        assert read_state(home) is None
+
+
+async def test_status_tells_where_it_is_in_three_forms(home: Path):
+    async with up(home):
+        code, table, _ = await perdure(home, "status")
+        assert code == 0
+        assert "config_manager" in table
+        code, text, _ = await perdure(home, "status", "-o", "json")
+        said = orjson.loads(text)
+        assert {part["name"]: part["health"] for part in said["parts"]} == dict.fromkeys(processes_of(home), "ok")
+        code, text, _ = await perdure(home, "status", "-o", "env")
+        variables = dict(line.removeprefix("export ").split("=", 1) for line in text.splitlines())
+        assert variables["NATS_URL"] == said["urls"]["nats_url"]
+        assert variables["PERDURE_OFFLINE_MODEL_URL"].endswith("/v1")
+
+
+async def test_a_second_up_finds_the_first_and_down_stops_it(home: Path):
+    async with up(home) as supervisor:
+        code, _, err = await perdure(home, "up")
+        assert (code, "already runs" in err) == (1, True)
+        code, out, _ = await perdure(home, "down")
+        assert (code, out.strip()) == (0, "stopped")
+        await asyncio.wait_for(supervisor.communicate(), 60)
+        assert supervisor.returncode == 0
+
+
+async def test_up_detached_lets_it_run_until_down(home: Path):
+    code, out, err = await perdure(home, "up", "--detach")
+    try:
+        assert (code, out.splitlines()[-1]) == (0, READY.decode()), err
+        assert processes_of(home)
+    finally:
+        assert (await perdure(home, "down"))[0] == 0
+    assert read_state(home) is None
+
+
+async def test_nothing_outlives_a_supervisor_that_was_killed(home: Path):
+    async with up(home) as supervisor:
+        below = psutil.Process(supervisor.pid).children(recursive=True)
+        supervisor.kill()
+        await eventually(lambda: not any(process.is_running() for process in below), timeout=30)
+    async with up(home):
+        assert set(processes_of(home)) >= {"nats", "postgres", "redis"}
+
+
+async def test_status_and_down_without_a_platform_say_what_to_do(home: Path):
+    for command in ("status", "down"):
+        code, out, err = await perdure(home, command)
+        assert (code, out) == (1, "")
+        assert "Start one with `perdure up`" in err
+
+
+async def test_an_agent_that_is_not_there_is_named(home: Path):
+    code, _, err = await perdure(home, "up", PERDURE_AGENTS="nobody-such")
+    assert code == 1
+    assert "PERDURE_AGENTS names 'nobody-such'" in err
+    assert "Traceback" not in err
