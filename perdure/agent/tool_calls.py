@@ -13,8 +13,8 @@ import orjson
 import structlog
 
 from perdure.agent.tools import Tool
+from perdure.engine.codec import encode
 from perdure.errors import ControlFlow, PermanentError, RetryableError
-from perdure.workflow.codec import encode
 
 LONGEST_RESULT: Final = 200_000
 """Characters of one result that the model is shown."""
@@ -48,6 +48,7 @@ def content_of(value: Any, name: str) -> ToolResult:
     """A tool's return value as the model reads it: text as it is, everything else as JSON."""
     try:
         text = value if isinstance(value, str) else encode(value, what=f"the result of tool {name!r}")
+        text = text.replace("\x00", "\\0")  # a byte that no text column holds
         text.encode()
     except (TypeError, UnicodeError) as error:
         return failed("TypeError", str(error))

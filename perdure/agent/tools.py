@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, overload
 
 from perdure.agent.schema import Signature, read_signature
-from perdure.workflow import Retry
+from perdure.engine import Retry
 
 _NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
 
@@ -47,6 +47,9 @@ class Tool:
         self.function = function
         self.signature: Signature = read_signature(function, self.name, local_names or {})
         self.description = description or self.signature.description or self.name.replace("_", " ")
+        injected = set(self.signature.injected.values())
+        if injected == {"ctx", "step"}:
+            raise TypeError(f"tool {self.name!r} takes a Context and a StepContext; the Context alone can do both")
         self.background = background
         self.wake = wake
         self.requires_approval = requires_approval
@@ -56,6 +59,8 @@ class Tool:
         self.is_async = inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(
             getattr(function, "__call__", None)  # noqa: B004  (asks for the method, not for callability)
         )
+        if self.wants_context and not self.is_async:
+            raise TypeError(f"tool {self.name!r} takes a Context, which only an async function can use")
         self.__name__ = self.name
         self.__doc__ = function.__doc__
         self.__wrapped__ = function

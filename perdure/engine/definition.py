@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import inspect
+import types
 import typing
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
@@ -108,7 +109,16 @@ def _hints(function: Callable[..., Any]) -> dict[str, Any]:
     try:
         return typing.get_type_hints(target)
     except (NameError, TypeError, AttributeError):
-        return dict(getattr(target, "__annotations__", {}))  # a name that only exists for type checkers
+        return {name: _hint(target, hint) for name, hint in getattr(target, "__annotations__", {}).items()}
+
+
+def _hint(target: Callable[..., Any], hint: Any) -> Any:
+    """One annotation, where another has a name that only exists for type checkers; such a one stays text."""
+    try:
+        alone = types.SimpleNamespace(__annotations__={"hint": hint})
+        return typing.get_type_hints(alone, globalns=getattr(target, "__globals__", {}))["hint"]
+    except (NameError, TypeError, AttributeError):
+        return hint
 
 
 def _describe(function: Callable[..., Any]) -> StepFunction:

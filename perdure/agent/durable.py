@@ -1,0 +1,113 @@
+"""An agent that talks to a model and calls tools; every model call and every tool call outlives the process."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
+
+from pydantic import BaseModel, TypeAdapter
+
+from perdure import subjects
+from perdure.agent.background import background_workflow, workflow_name
+from perdure.agent.base import BaseAgent
+from perdure.agent.model import AgentModel
+from perdure.agent.persona import Persona
+from perdure.agent.session import Sessions
+from perdure.agent.tools import Tool, as_tools
+from perdure.agent.turn import Turn
+from perdure.config.keys import DurableAgentSettings
+from perdure.config.snapshot import AgentConfig
+from perdure.engine import Context, WorkflowDefinition, define_workflow, workflow
+from perdure.llm.types import Model
+
+_OPTIONS = ("role", "goal", "instructions", "system_prompt", "style_guidelines", "tools", "model", "output_type")
+
+
+class DurableAgent(BaseAgent):
+    """An agent made of a persona, a model and tools: `DurableAgent(name="Assistant", role="…", tools=[…])`.
+
+    `instructions` and `style_guidelines` are a text or a list of texts. `tools` are functions, `@tool`s or agents.
+    `model` is a model's name (`gpt-5`, `groq/llama-3.3-70b`) or an object with `complete(request)`; None leaves it to
+    the configuration and the environment. `output_type` is a type the answer must have (a pydantic model, …).
+    `max_iterations` bounds the model calls of a turn: the last one must answer. `history_max_messages` are the messages
+    of a conversation that the model is shown. A subclass may give all of these as class attributes.
+
+    A run's task is a text, or `{"task": text}`; its output is the answer, as text or in the `output_type`.
+    """
+
+    Settings: ClassVar[type[BaseModel] | None] = DurableAgentSettings
+
+    def __init__(
+        self,
+        name: str | AgentConfig | None = None,
+        *,
+        role: str | None = None,
+        goal: str | None = None,
+        instructions: str | Sequence[str] | None = None,
+        system_prompt: str | None = None,
+        style_guidelines: str | Sequence[str] | None = None,
+        tools: Sequence[Any] | None = None,
+        model: str | Model | None = None,
+        output_type: Any = None,
+        max_iterations: int = 10,
+        history_max_messages: int = 200,
+        parallel_tools: bool = True,
+        stream: bool = True,
+    ) -> None:
+        if isinstance(name, str):
+            self.name = subjects.agent_name(name)
+        config = name if isinstance(name, AgentConfig) else AgentConfig.from_row({}, agent_name=self.name)
+        super().__init__(config)
+        said = {
+            "role": role, "goal": goal, "instructions": instructions, "system_prompt": system_prompt,
+            "style_guidelines": style_guidelines, "tools": tools, "model": model, "output_type": output_type,
+        }  # fmt: skip
+        given = {key: getattr(type(self), key, None) if said[key] is None else said[key] for key in _OPTIONS}
+        if max_iterations < 1 or history_max_messages < 1:
+            raise ValueError("max_iterations and history_max_messages are at least 1")
+        self.persona = Persona.of(
+            name if isinstance(name, str) else self.name,
+            role=given["role"],
+            goal=given["goal"],
+            instructions=given["instructions"],
+            system_prompt=given["system_prompt"],
+            style_guidelines=given["style_guidelines"],
+        )
+        self.toolbox: dict[str, Tool] = as_tools(given["tools"] or ())
+        self.model = AgentModel(given["model"])
+        self.output: TypeAdapter[Any] | None = (
+            None if given["output_type"] is None else TypeAdapter(given["output_type"])
+        )
+        self.max_iterations = max_iterations
+        self.history_max_messages = history_max_messages
+        self.parallel_tools = parallel_tools
+        self.stream = stream
+        self.sessions = Sessions(self.name)
+
+    @workflow
+    async def run(self, ctx: Context, task: Any) -> Any:
+        """One turn of a conversation: the answer to `task`."""
+        return await Turn(self, ctx, task).play()
+
+    def workflows(self) -> Mapping[str, WorkflowDefinition]:
+        """`run`, those of a subclass, and one for each background tool."""
+        found = dict(super().workflows())
+        for one in self.toolbox.values():
+            if one.background:
+                name = workflow_name(one.name)
+                found[name] = define_workflow(background_workflow(self, one), name=name)
+        return found
+
+    def live(self, config: AgentConfig) -> DurableAgentSettings:
+        """The settings of `config` that every DurableAgent understands; what is bad or unsaid is None."""
+        if isinstance(config.settings, DurableAgentSettings):
+            return config.settings
+        own = AgentConfig.from_row(
+            config.values, agent_name=self.name, revision=config.revision, settings_model=DurableAgentSettings
+        )
+        assert isinstance(own.settings, DurableAgentSettings)  # noqa: S101  (every key has a default)
+        return own.settings
+
+    async def on_stop(self) -> None:
+        """Close the connections to the models."""
+        await self.model.close()

@@ -1,0 +1,58 @@
+-- Conversations. Every write of a turn stands in a transaction that also writes a journal row.
+
+-- name: open_turn
+-- The row is locked until the commit. Another run's turn that is still open keeps the session.
+INSERT INTO sessions AS s (agent_name, session_id, turn_run_id) VALUES ($1, $2, $3)
+ON CONFLICT (agent_name, session_id) DO UPDATE
+SET updated_at = now(),
+    turn_run_id = CASE
+      WHEN s.turn_run_id IS NULL OR s.turn_run_id = $3 THEN $3
+      WHEN EXISTS (SELECT FROM runs r WHERE r.run_id = s.turn_run_id AND r.finished_at IS NULL) THEN s.turn_run_id
+      ELSE $3
+    END
+RETURNING first_seq, next_seq, turn_run_id
+
+-- name: open_results
+-- What was scheduled and is not in the conversation yet; a child run that ended without a word counts as ended.
+SELECT p.call_id, p.run_id, p.tool, p.arguments, p.status, p.result, p.progress, p.created_at,
+       r.status AS run_status, r.attempts, r.error AS run_error, r.wake_at
+FROM session_results p LEFT JOIN runs r ON r.run_id = p.run_id
+WHERE p.agent_name = $1 AND p.session_id = $2 AND p.seq IS NULL
+ORDER BY p.finished_at NULLS LAST, p.created_at, p.call_id
+FOR UPDATE OF p
+
+-- name: take_results
+UPDATE session_results SET seq = $3
+WHERE agent_name = $1 AND session_id = $2 AND call_id = ANY ($4::text[])
+
+-- name: append_messages
+-- Appends for the run that holds the turn ($3); $5 closes the turn. Returns the first seq, or no row for another's turn.
+WITH taken AS (
+  UPDATE sessions SET next_seq = next_seq + cardinality($4::text[]), updated_at = now(),
+         turn_run_id = CASE WHEN $5 THEN NULL ELSE turn_run_id END
+  WHERE agent_name = $1 AND session_id = $2 AND turn_run_id = $3
+  RETURNING next_seq - cardinality($4::text[]) AS first
+), added AS (
+  INSERT INTO session_messages (agent_name, session_id, seq, run_id, message)
+  SELECT $1, $2, taken.first + m.at - 1, $3, m.message::json
+  FROM taken, unnest($4::text[]) WITH ORDINALITY AS m (message, at)
+)
+SELECT first FROM taken
+
+-- name: read_messages
+SELECT seq, message FROM session_messages
+WHERE agent_name = $1 AND session_id = $2 AND seq BETWEEN $3 AND $4
+ORDER BY seq
+
+-- name: schedule_result
+INSERT INTO session_results (agent_name, session_id, call_id, run_id, tool, arguments)
+VALUES ($1, $2, $3, $4, $5, $6)
+ON CONFLICT DO NOTHING
+
+-- name: deliver_result
+UPDATE session_results SET status = $4, result = $5, finished_at = now()
+WHERE agent_name = $1 AND session_id = $2 AND call_id = $3 AND seq IS NULL
+
+-- name: progress_result
+UPDATE session_results SET progress = $4
+WHERE agent_name = $1 AND session_id = $2 AND call_id = $3 AND status = 'scheduled'
