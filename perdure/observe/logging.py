@@ -142,3 +142,22 @@ def _rendering(settings: Settings) -> list[Processor]:
 
 def _json(value: Any, default: Callable[[Any], Any] | None = None, **_: Any) -> str:
     return orjson.dumps(value, default=default or str).decode()
+
+
+def quiet_by_default() -> None:
+    """Warnings and errors alone, on stderr: for programs that use Perdure inside and have set up no logs of their own.
+
+    The root logger of the standard library is the program's, and stays as it is.
+    """
+    if structlog.is_configured():
+        return
+    structlog.configure(
+        processors=[
+            structlog.contextvars.merge_contextvars,
+            structlog.processors.add_log_level,
+            mask_secrets,
+            structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty()),
+        ],
+        wrapper_class=structlog.make_filtering_bound_logger(logging.WARNING),
+        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+    )

@@ -21,6 +21,7 @@ from perdure.embedded.locate import locate
 from perdure.embedded.platform import Platform
 from perdure.embedded.processes import SERVICES
 from perdure.errors import Unavailable
+from perdure.observe.logging import quiet_by_default
 from perdure.runner.load import AnyAgent
 from perdure.settings import Settings, load_settings
 
@@ -105,6 +106,7 @@ class AgentRunner:
     def _submit(self, work: Coroutine[Any, Any, T]) -> Any:
         with self._guard:
             if self._loop is None:
+                quiet_by_default()
                 self._loop = _new_loop()
                 self._thread = threading.Thread(target=self._turn, args=(self._loop,), name="perdure", daemon=True)
                 self._thread.start()
