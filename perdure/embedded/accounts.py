@@ -10,10 +10,13 @@ import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 
+import structlog
+
 from perdure.errors import SetupError
 
 _PREFERRED = "pgserver"
 _FALLBACK = "nobody"
+_log = structlog.get_logger()
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +74,11 @@ def open_path(path: Path) -> None:
         mode = folder.stat().st_mode
         if not mode & stat.S_IXOTH:
             folder.chmod(stat.S_IMODE(mode) | stat.S_IXGRP | stat.S_IXOTH)
+            _log.warning(
+                "Postgres runs as another user than root: that user may now pass through this folder",
+                action="postgres.path_opened",
+                folder=str(folder),
+            )
 
 
 def hand_over(folder: Path, account: Account) -> None:

@@ -1,12 +1,17 @@
 from __future__ import annotations
 
+import asyncio
+import os
+import stat
+
 import asyncpg
 import pytest
 from nats.aio.client import Client
 from redis.asyncio import Redis
 
+from perdure.embedded.postgres_server import PostgresServer
 from perdure.store.postgres import Pool
-from tests.support import OwnServers, Servers, eventually
+from tests.support import OwnServers, Servers, eventually, temporary_folder
 
 
 async def test_each_server_answers(nc: Client, pool: Pool, redis: Redis):
@@ -51,3 +56,38 @@ async def test_a_killed_postgres_starts_again_at_once_with_its_rows(own_servers:
 async def test_a_shared_postgres_may_not_be_killed(servers: Servers):
     with pytest.raises(AssertionError, match="own_postgres"):
         await servers.postgres.kill()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root starts Postgres as another user")
+async def test_root_may_keep_postgres_in_a_folder_that_its_user_could_not_reach():
+    with temporary_folder("locked") as outer:
+        outer.chmod(0o700)
+        server = PostgresServer(outer / "home", fast=True)
+        await server.start()
+        try:
+            connection = await asyncpg.connect(server.url)
+            assert await connection.fetchval("SELECT 1") == 1
+            await connection.close()
+        finally:
+            await server.stop()
+        assert not stat.S_IMODE(outer.stat().st_mode) & (stat.S_IRWXO & ~stat.S_IXOTH)
+
+
+async def test_an_interrupted_first_start_of_postgres_leaves_nothing_that_hinders_the_next():
+    with temporary_folder("half") as home:
+        (home / "postgres.new").mkdir()
+        (home / "postgres.new" / "PG_VERSION").write_text("16\n")
+        server = PostgresServer(home, fast=True)
+        await server.start()
+        await server.stop()
+
+
+async def test_the_late_reply_of_a_cancelled_redis_command_never_reaches_the_next_caller(redis: Redis):
+    await redis.set("mine", b"mine")
+    for _ in range(20):
+        waiting = asyncio.ensure_future(redis.blpop(["nothing-here"], timeout=0.02))
+        await asyncio.sleep(0)
+        await asyncio.sleep(0.001)
+        waiting.cancel()
+        await asyncio.gather(waiting, return_exceptions=True)
+        assert await asyncio.gather(*(redis.get("mine") for _ in range(5))) == [b"mine"] * 5
