@@ -58,9 +58,16 @@ class RunAsk(RunStart):
 
 
 class RunRef(Message):
-    """`run.get`, `run.cancel`, `run.resume`: one run."""
+    """`run.cancel`, `run.resume`: one run."""
 
     run_id: Id
+
+
+class RunGet(RunRef):
+    """`run.get`: one run and its steps after seq `after`, at most 1,000; `steps: false` leaves them out."""
+
+    steps: bool = True
+    after: int = Field(0, ge=0, lt=2**63)
 
 
 class RunSignal(RunRef):
@@ -93,6 +100,7 @@ class RunList(Message):
     agent: AgentName | None = None
     status: RunStatus | None = None
     session_id: Id | None = None
+    parent_run_id: Id | None = None
     limit: int = Field(50, ge=1, le=500)
     cursor: str | None = Field(None, max_length=512)
 

@@ -11,7 +11,7 @@ from nats.aio.client import Client
 from perdure.bus.endpoint import Handler
 from perdure.bus.service import Request
 from perdure.errors import InvalidRequest
-from perdure.messages import RunFork, RunList, RunRef, RunSignal, parse
+from perdure.messages import RunFork, RunGet, RunList, RunRef, RunSignal, parse
 from perdure.settings import Settings
 from perdure.store.postgres import Pool
 from perdure.engine import runs
@@ -38,7 +38,8 @@ class RunRequests:
 
     async def get(self, request: Request) -> dict[str, Any]:
         """`run.get`: a run and its steps."""
-        return await runs.get(self._pool, parse(RunRef, request.data).run_id)
+        said = parse(RunGet, request.data)
+        return await runs.get(self._pool, said.run_id, steps=said.steps, after=said.after)
 
     async def list(self, request: Request) -> dict[str, Any]:
         """`run.list`: runs, newest first, and the cursor of the next page."""
@@ -52,6 +53,7 @@ class RunRequests:
             agent=said.agent,
             statuses=None if said.status is None else [said.status],
             session_id=said.session_id,
+            parent_run_id=said.parent_run_id,
             before=before,
             limit=said.limit,
         )
