@@ -91,6 +91,14 @@ def whole_number(body: Mapping[str, Any], field: str, *, default: int | None, lo
     return value
 
 
+def flag(body: Mapping[str, Any], field: str) -> bool:
+    """True or false; absent or null is false."""
+    value = body.get(field)
+    if value is not None and not isinstance(value, bool):
+        raise InvalidRequest(f"{field} must be true or false")
+    return bool(value)
+
+
 def text(body: Mapping[str, Any], field: str, *, longest: int) -> str | None:
     """A text without NUL of at most `longest` characters, or None when the field is absent, null or empty."""
     value = body.get(field)

@@ -12,12 +12,12 @@ import orjson
 from config_manager import writes
 from config_manager.database import GONE, SQL, told_as_api_errors
 from config_manager.replies import cursor_of, page_of, part_of
-from config_manager.requests import HIGHEST, Target, body_of, configurations, target_of, text, whole_number
+from config_manager.requests import HIGHEST, Target, body_of, configurations, flag, target_of, text, whole_number
 from config_manager.sync import ConfigSync
 from config_manager.table import ConfigTable, layers_of
 from perdure import subjects
 from perdure.bus.service import Request, Service
-from perdure.errors import InvalidRequest, SetupError
+from perdure.errors import InvalidRequest, NotFound, SetupError, TooLarge
 from perdure.observe.health import Finding
 from perdure.settings import Settings
 from perdure.store.postgres import connect_direct, unreachable
@@ -50,6 +50,7 @@ class ConfigManager(Service):
                 await connection.close()
         except (*GONE, asyncpg.PostgresError) as error:
             raise SetupError(unreachable(self.settings, error)) from error
+        await self.endpoint("list", subjects.CONFIG_LIST, self._list, queue=subjects.QUEUE_CONFIG)
         self.spawn(self.sync.run, name="config-sync")
         with suppress(TimeoutError):  # it goes on trying, and says so
             async with asyncio.timeout(FIRST_LISTEN):
@@ -68,12 +69,37 @@ class ConfigManager(Service):
     async def _get(self, request: Request) -> Reply:
         if not request.data and self.sync.listening:  # the usual question, without a body: nothing to parse
             return self._answer(target_of(request, {}), None, {})
-        body = body_of(request, "min_revision", "part")
+        body = body_of(request, "min_revision", "part", "revision", "own")
         target = target_of(request, body)
+        at = whole_number(body, "revision", default=None, lowest=0, highest=HIGHEST)
+        own = flag(body, "own")
+        if at is not None or own:
+            return await self._get_apart(target, at, own=own)
         least = whole_number(body, "min_revision", default=0, lowest=0, highest=HIGHEST) or 0
         part = whole_number(body, "part", default=None, lowest=0, highest=100_000)
         extra = await self._caught_up(least)
         return self._answer(target, part, extra)
+
+    async def _get_apart(self, target: Target, at: int | None, *, own: bool) -> Reply:
+        """One layer alone, or the layers as they were: a table of its own is made for the answer."""
+        layers = [target.layer] if own else layers_of(target.agent, target.instance)
+        with told_as_api_errors():
+            newest = await self.pool.fetchval(SQL["revision"])
+            if at is not None and at > newest:
+                raise NotFound(f"there is no revision {at}: the newest is {newest}")
+            rows = await self.pool.fetch(SQL["layers_at"], layers, newest if at is None else at)
+        apart = ConfigTable()
+        apart.load(newest, rows, ({"agent_name": row["agent_name"], "revision": row["head"]} for row in rows))
+        reply = {**apart.snapshot(target.agent, target.instance).reply(), "table_revision": newest}
+        size = len(orjson.dumps(reply))
+        if size > self.nats.max_payload:
+            raise TooLarge(f"this configuration has {size} bytes; one NATS message carries {self.nats.max_payload}")
+        return reply
+
+    async def _list(self, request: Request) -> Reply:
+        body_of(request)
+        await self._caught_up(0)
+        return {"status": "success", "revision": self.table.revision, "layers": self.table.heads()}
 
     async def _set(self, request: Request) -> Reply:
         body = body_of(request, "configurations", "expected_revision", "changed_by")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from itertools import groupby
@@ -110,9 +110,9 @@ class ConfigTable:
         """The visible rows of one layer alone."""
         return dict(self._layers.get(name, {}))
 
-    def agents(self) -> Iterator[str]:
-        """The agents that have, or had, rows of their own."""
-        return (name for name in sorted(self._heads) if name != GLOBAL_LAYER and "@" not in name)
+    def heads(self) -> dict[str, int]:
+        """Each layer that has visible rows, and the newest revision that touched it; sorted by name."""
+        return {name: self._heads.get(name, 0) for name, rows in sorted(self._layers.items()) if rows}
 
     def _forget(self, layer: str) -> None:
         if layer == GLOBAL_LAYER:

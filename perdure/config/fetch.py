@@ -44,14 +44,9 @@ async def fetch(
     Raises the `ApiError` that the ConfigManager sent, `Unavailable` when there is none, `InternalError` for a reply
     that is no configuration.
     """
-    asked: dict[str, Any] = {"agent_name": agent, "instance_id": instance, "min_revision": seen}
+    asked = {"agent_name": agent, "instance_id": instance, "min_revision": seen}
     subject = subjects.config_get(agent)
-    try:
-        reply = await request(nc, subject, asked, timeout=timeout)
-    except TooLarge as error:
-        if "parts" not in error.details:
-            raise
-        reply = await _in_parts(nc, subject, asked, timeout)
+    reply = await fetch_reply(nc, subject, asked, timeout=timeout)
     values, revision = reply.get("configurations"), reply.get("revision")
     if not isinstance(values, dict) or not isinstance(revision, int):
         raise InternalError(f"the reply on {subject} has no configurations or no revision")
@@ -61,6 +56,22 @@ async def fetch(
         stale=bool(reply.get("stale")),
         rewound=bool(reply.get("rewound")),
     )
+
+
+async def fetch_reply(
+    nc: Client,
+    subject: str,
+    asked: Mapping[str, Any],
+    *,
+    timeout: float = 5.0,
+) -> dict[str, Any]:
+    """The whole reply to a `config.get`, in parts when it does not fit into one message."""
+    try:
+        return await request(nc, subject, asked, timeout=timeout)
+    except TooLarge as error:
+        if "parts" not in error.details:
+            raise
+    return await _in_parts(nc, subject, asked, timeout)
 
 
 async def _in_parts(nc: Client, subject: str, asked: Mapping[str, Any], seconds: float) -> dict[str, Any]:

@@ -73,6 +73,15 @@ FROM config_history
 WHERE agent_name = $1 AND revision <= $2
 ORDER BY config_key, revision DESC;
 
+-- name: layers_at
+-- The rows of some layers as they stood at revision $2, and the newest revision that had touched each.
+SELECT DISTINCT ON (agent_name, config_key)
+    agent_name, config_key, new_value AS config_value, coalesce(new_active, FALSE) AS is_active,
+    max(revision) OVER (PARTITION BY agent_name) AS head
+FROM config_history
+WHERE agent_name = ANY($1::text[]) AND revision <= $2
+ORDER BY agent_name, config_key, revision DESC;
+
 -- name: layer_now
 SELECT config_key, config_value, is_active FROM agent_configurations WHERE agent_name = $1;
 
