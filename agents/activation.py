@@ -1,7 +1,8 @@
 """Activates phone lines: a tool of several slow steps, while the conversation goes on.
 
 Run it with `perdure agent agents/activation.py`, say "activate line for Anna", and kill every process in the middle:
-the work goes on at the step where it was, and the next answer knows the result. `step_seconds` is how long a step takes.
+the work goes on at the step where it was, and the next answer knows the result. The configuration key `step_seconds`
+says how long a step takes.
 """
 
 from __future__ import annotations
@@ -23,8 +24,7 @@ async def order(step: StepContext, what: str, customer: str) -> str:
 async def activate_line(customer: str, ctx: Context) -> str:
     """Activate a phone line for a customer. It takes a while; the result comes later.
 
-    Args:
-        customer: whom the line is for
+    :param customer: whom the line is for
 
     """
     for done, what in enumerate(STEPS):

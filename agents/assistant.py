@@ -1,7 +1,11 @@
 """The assistant: a persona, a model and a few harmless tools.
 
-Run it with `perdure agent agents/assistant.py`. Change who it is while it runs:
-`UPDATE agent_configurations SET config_value = 'a pirate' WHERE agent_name = 'assistant' AND config_key = 'agent_role'`.
+Run it with `perdure agent agents/assistant.py`. Change who it is while it runs, with SQL:
+
+    INSERT INTO agent_configurations (agent_name, config_key, config_value)
+    VALUES ('assistant', 'agent_role', 'a pirate')
+    ON CONFLICT (agent_name, config_key) DO UPDATE SET config_value = excluded.config_value;
+
 Kill its process in the middle of an answer: another replica, or the next start, goes on where it was.
 """
 

@@ -7,6 +7,7 @@ import re
 import types
 import typing
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, get_args, get_origin
 
@@ -14,8 +15,8 @@ import orjson
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, create_model
 from pydantic.errors import PydanticUserError
 
-from perdure.errors import PerdureError
 from perdure.engine import Context, StepContext
+from perdure.errors import PerdureError
 
 _PARAM_LINE = re.compile(r"^(?P<name>\*{0,2}\w+)\s*(?:\([^)]*\))?\s*:\s*(?P<text>.+)$")
 _SPHINX = re.compile(r"^\s*:param\s+(?:[\w.\[\], |]+\s+)?(?P<name>\w+)\s*:\s*(?P<text>.+)$", re.MULTILINE)
@@ -93,10 +94,21 @@ def _injected(hint: Any) -> Injected | None:
     return None
 
 
+def _enclosed(function: Callable[..., Any]) -> dict[str, Any]:
+    """The names that a function takes from the functions around it, as far as they have a value yet."""
+    cells = getattr(function, "__closure__", None) or ()
+    names = function.__code__.co_freevars if cells else ()
+    out: dict[str, Any] = {}
+    for name, cell in zip(names, cells, strict=True):
+        with suppress(ValueError):  # an empty cell: assigned later
+            out[name] = cell.cell_contents
+    return out
+
+
 def _resolve(hint: Any, function: Callable[..., Any], names: Mapping[str, Any], blame: str) -> Any:
     if not isinstance(hint, str):
         return hint
-    scope = dict(names) | dict(inspect.getclosurevars(function).nonlocals)
+    scope = dict(names) | _enclosed(function)
     try:
         return typing.get_type_hints(
             types.SimpleNamespace(__annotations__={"hint": hint}),

@@ -77,23 +77,38 @@ def test_models_dataclasses_and_literals_come_back_typed():
 
 def test_context_and_step_are_injected_and_in_no_schema():
     @tool
-    async def work(a: str, ctx: Context, step: StepContext, maybe: Context | None = None) -> None:
+    async def work(a: str, ctx: Context, maybe: Context | None = None) -> None:
         """Work."""
 
-    assert list(properties(work)) == ["a"]
+    @tool
+    def plain(a: str, step: StepContext) -> None:
+        """Work."""
+
+    assert list(properties(work)) == list(properties(plain)) == ["a"]
     assert work.wants_context
-    assert work.injections(step="the step") == {"step": "the step"}
+    assert not plain.wants_context
+    assert plain.injections(step="the step") == {"step": "the step"}
     with pytest.raises(ToolArgumentsError, match="ctx"):
         work.bind('{"a": "x", "ctx": 1}')
 
 
+def test_a_context_needs_an_async_function_and_no_step_beside_it():
+    async def both(ctx: Context, step: StepContext) -> None: ...
+    def plain(ctx: Context) -> None: ...
+
+    with pytest.raises(TypeError, match="tool 'both'"):
+        tool(both)
+    with pytest.raises(TypeError, match=r"tool 'plain'.*async"):
+        tool(plain)
+
+
 def test_a_context_that_only_type_checkers_import_is_injected_too():
     names: dict = {}
-    source = "from __future__ import annotations\nasync def work(a: str, ctx: Context, step: StepContext | None): ..."
+    source = "from __future__ import annotations\nasync def work(a: str, ctx: Context | None): ..."
     exec(source, names)
     made = tool(names["work"])
     assert list(properties(made)) == ["a"]
-    assert made.signature.injected == {"ctx": "ctx", "step": "step"}
+    assert made.signature.injected == {"ctx": "ctx"}
 
 
 def test_an_optional_context_is_injected_too():
