@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import os
 import shutil
 import signal
@@ -171,7 +172,15 @@ class PostgresServer(EmbeddedServer):
         base = tempfile.gettempdir()
         if len(os.fsencode(base)) > _SOCKET_PATH_LIMIT - 30:
             base = "/tmp"  # noqa: S108  the fresh folder in it is ours alone
-        folder = Path(tempfile.mkdtemp(prefix="perdure-pg-", dir=base))
+        # Named after the home, so that the folder of a start that was killed is found and removed. One of someone
+        # else stays as it is (rmtree fails or refuses a link), and ours gets a name of its own.
+        name = hashlib.sha256(os.fsencode(self.data_dir)).hexdigest()[:12]
+        folder = Path(base) / f"perdure-pg-{os.geteuid()}-{name}"
+        shutil.rmtree(folder, ignore_errors=True)
+        try:
+            folder.mkdir(mode=0o700)
+        except FileExistsError:
+            folder = Path(tempfile.mkdtemp(prefix="perdure-pg-", dir=base))
         if self._account:
             open_path(folder)
             os.chown(folder, self._account.uid, self._account.gid)
