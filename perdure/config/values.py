@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from types import NoneType
 from typing import Any
 
 import orjson
@@ -99,11 +100,11 @@ def _why(error: Any) -> str:
 
 
 def _is_json(text: str | None) -> bool:
-    """Whether `text` is JSON of something that is not a text."""
+    """Whether `text` is a list, an object or null in JSON: what pydantic does not make of a text itself."""
     if text is None:
         return False
     try:
-        return not isinstance(orjson.loads(text), str)
+        return isinstance(orjson.loads(text), (list, dict, NoneType))
     except orjson.JSONDecodeError:
         return False
 

@@ -126,7 +126,7 @@ async def test_watch_shows_changes_and_what_became_of_them(running, perdure, set
 
         async def read() -> None:
             async for line in process.stdout:
-                shown.append(ANSI.sub("", line.decode()))
+                shown.append(ANSI.sub("", line.decode()))  # noqa: PERF401 - seen while it grows
 
         reading = asyncio.create_task(read())
         await eventually(lambda: any("watching" in line for line in shown), timeout=20)
