@@ -14,7 +14,7 @@ from perdure import Context, DurableAgent, StepContext, run_agent, tool
 STEPS = ("check the address", "reserve a number", "program the switch", "ring the line")
 
 
-async def order(step: StepContext, what: str, customer: str) -> str:
+async def order(what: str, customer: str, step: StepContext) -> str:
     """One order to the telephone network; its idempotency key makes a repeated order harmless there."""
     await step.progress(0.5, f"{what} for {customer}")
     return f"{what}: done"

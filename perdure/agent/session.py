@@ -71,7 +71,7 @@ class _Cached:
         return self.first + len(self.messages)
 
 
-def _ended(record: Any) -> tuple[str, Any] | None:
+def _ended(record: Any) -> tuple[str, str] | None:
     """`(status, result)` of a background call that is over; a child that ended without a word has failed."""
     if record["status"] != "scheduled":
         return record["status"], record["result"]
@@ -79,6 +79,17 @@ def _ended(record: Any) -> tuple[str, Any] | None:
         said = orjson.loads(record["run_error"] or "{}").get("message")
         return "failed", said or f"the work ended {record['run_status']}"
     return None
+
+
+def _told(status: str, result: str) -> dict[str, Any]:
+    """What a finished call says: its result as it is, an error as an object."""
+    if status == "completed":
+        return {"result": result}
+    try:
+        error = orjson.loads(result)["error"]
+    except (orjson.JSONDecodeError, KeyError, TypeError):
+        error = {"type": "Error", "message": result}
+    return {"error": error}
 
 
 def _note(record: Any) -> str:
@@ -123,7 +134,7 @@ class Sessions:
             if ended is None:
                 notes.append(_note(record))
                 continue
-            content = {"call_id": record["call_id"], "status": ended[0], "result": ended[1]}
+            content = {"call_id": record["call_id"], "status": ended[0], **_told(*ended)}
             messages += pair(record["call_id"], record["tool"], record["arguments"], content)
             taken.append(record["call_id"])
         if taken:
