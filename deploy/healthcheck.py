@@ -1,0 +1,54 @@
+"""Is the service of this container well? `python deploy/healthcheck.py NAME`: exit code 0 when it is, 1 when not.
+
+It asks over NATS, as everyone else would: the instance of service NAME that runs on this host, and its health.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sys
+from typing import Any
+
+import nats
+import orjson
+
+PATIENCE = 4.0  # seconds for all of it
+URL = "nats://127.0.0.1:4222"
+
+
+async def look(name: str, host: str) -> str | None:
+    """What is wrong with the instance of `name` on `host`; `None` when nothing is."""
+    nc = await nats.connect(os.environ.get("NATS_URL", URL), allow_reconnect=False, connect_timeout=2)
+    try:
+        found: asyncio.Queue[Any] = asyncio.Queue()
+        inbox = nc.new_inbox()
+        await nc.subscribe(inbox, cb=found.put)
+        await nc.publish(f"$SRV.PING.{name}", reply=inbox)
+        while True:
+            instance = orjson.loads((await found.get()).data)["id"]
+            if instance.startswith(f"{host}-"):
+                break
+        report = orjson.loads((await nc.request(f"health.{name}.{instance}", timeout=2)).data)
+    finally:
+        await nc.close()
+    return None if report["status"] != "critical" else f"{name} is critical: {report['checks']}"
+
+
+async def main() -> int:
+    """The exit code; what is wrong goes to stderr, where `docker inspect` shows it."""
+    name, host = sys.argv[1], os.environ.get("HOSTNAME", "")
+    try:
+        async with asyncio.timeout(PATIENCE):
+            wrong = await look(name, host)
+    except TimeoutError:
+        wrong = f"no instance of {name} on {host} answers"
+    except (OSError, nats.errors.Error) as error:
+        wrong = f"NATS cannot be asked: {error}"
+    if wrong:
+        sys.stderr.write(wrong + "\n")
+    return 1 if wrong else 0
+
+
+if __name__ == "__main__":
+    sys.exit(asyncio.run(main()))
