@@ -1,0 +1,9 @@
+"""Perdure for any program: start runs, wait for them, watch and steer them. See `Client`."""
+
+from __future__ import annotations
+
+from perdure.client.client import Client
+from perdure.client.handle import RunHandle
+from perdure.client.types import RunEvent, RunPage
+
+__all__ = ["Client", "RunEvent", "RunHandle", "RunPage"]

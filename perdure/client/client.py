@@ -1,0 +1,139 @@
+"""The client of a running platform."""
+
+from __future__ import annotations
+
+from types import TracebackType
+from typing import Any, Self
+from uuid import uuid4
+
+from perdure import subjects
+from perdure.client.connection import Connection
+from perdure.client.handle import RunHandle
+from perdure.client.types import RunPage
+from perdure.errors import InvalidRequest
+from perdure.settings import Settings
+
+
+class Client:
+    """Starts, finds and steers runs from any program; it needs NATS alone (`NATS_URL`).
+
+    ```python
+    async with Client() as client:
+        run = await client.start("invoices", {"file": "may.csv"})
+        print(await run.result())
+    ```
+
+    Without `async with` it connects on first use, and `close` ends it. It belongs to one event loop. Every method
+    raises `SetupError` when no NATS server answers, `InvalidRequest` for a name or an id that cannot be one, and
+    `Unavailable` when a part of the platform is away; nothing accepted is lost by that.
+    """
+
+    def __init__(self, settings: Settings | None = None) -> None:
+        self._connection = Connection(settings)
+
+    async def __aenter__(self) -> Self:
+        await self._connection.nats()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """Close the connection. Runs go on. Safe to repeat."""
+        await self._connection.close()
+
+    async def start(
+        self,
+        agent: str,
+        task: Any,
+        *,
+        workflow: str = "run",
+        run_id: str | None = None,
+        session_id: str | None = None,
+    ) -> RunHandle:
+        """Have a run accepted; when this returns, it is durable, whether or not the agent is up.
+
+        `task` is any JSON. The same `run_id` and task again are the same run; with another task it is a `Conflict`.
+        """
+        name = _checked(subjects.agent_name, agent)
+        said = self._start(task, workflow, run_id, session_id)
+        try:
+            accepted = await self._connection.insist(subjects.run_start(name), said)
+        except TypeError as error:
+            raise InvalidRequest(f"field 'task' cannot travel as JSON: {error}") from None
+        return RunHandle(self._connection, str(accepted["run_id"]), name)
+
+    async def ask(
+        self,
+        agent: str,
+        task: Any,
+        *,
+        workflow: str = "run",
+        run_id: str | None = None,
+        session_id: str | None = None,
+        timeout: float | None = 60.0,
+    ) -> Any:
+        """Start a run and return its output, waiting at most `timeout` seconds (None: as long as it takes).
+
+        Raises `RunFailed` when it ends without one, `TimeoutError` when the time is over (the run goes on).
+        """
+        run = await self.start(agent, task, workflow=workflow, run_id=run_id, session_id=session_id)
+        return await run.result(timeout)
+
+    async def get(self, run_id: str) -> RunHandle:
+        """A run that exists. Raises `NotFound`."""
+        found = await self._connection.insist("run.get", {"run_id": _run_id(run_id), "steps": False})
+        return RunHandle(self._connection, str(found["run_id"]), str(found["agent"]))
+
+    async def list(
+        self,
+        *,
+        agent: str | None = None,
+        status: str | None = None,
+        session_id: str | None = None,
+        parent_run_id: str | None = None,
+        limit: int = 50,
+        cursor: str | None = None,
+    ) -> RunPage:
+        """Runs, newest first, `limit` (1 to 500) at a time; `cursor` is the `next_cursor` of the page before."""
+        said = {
+            "agent": None if agent is None else _checked(subjects.agent_name, agent),
+            "status": status,
+            "session_id": session_id,
+            "parent_run_id": parent_run_id,
+            "cursor": cursor,
+        }
+        wanted = {key: value for key, value in said.items() if value is not None}
+        reply = await self._connection.insist("run.list", {**wanted, "limit": limit})
+        return RunPage(reply["runs"], reply.get("next_cursor"))
+
+    async def resume(self, run_id: str) -> RunHandle:
+        """Bring back a failed, dead, blocked, paused or reviewed run. Raises `NotFound`, `Conflict`."""
+        reply = await self._connection.request("run.resume", {"run_id": _run_id(run_id)})
+        return RunHandle(self._connection, str(reply["run_id"]), str(reply["agent"]))
+
+    async def fork(self, run_id: str, step: str) -> RunHandle:
+        """A new run that begins with another's journal up to `step` (its path, name or seq). Raises `NotFound`."""
+        reply = await self._connection.request("run.fork", {"run_id": _run_id(run_id), "step": step})
+        return RunHandle(self._connection, str(reply["run_id"]), str(reply["agent"]))
+
+    @staticmethod
+    def _start(task: Any, workflow: str, run_id: str | None, session_id: str | None) -> dict[str, Any]:
+        # An id of our own makes a start that is repeated, because its answer was lost, the same run.
+        said = {"task": task, "workflow": workflow, "run_id": uuid4().hex if run_id is None else _run_id(run_id)}
+        if session_id is not None:
+            said["session_id"] = _checked(lambda value: subjects.run_id(value, field="session_id"), session_id)
+        return said
+
+
+def _run_id(value: str) -> str:
+    return _checked(subjects.run_id, value)
+
+
+def _checked(check: Any, value: str) -> str:
+    try:
+        return str(check(value))
+    except ValueError as error:
+        raise InvalidRequest(str(error)) from None

@@ -1,0 +1,95 @@
+"""The client's one connection to NATS, made on first use, and requests on it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+from typing import Any, Final
+
+import structlog
+from nats.aio.client import Client as Nats
+
+from perdure.bus import wire
+from perdure.bus.connection import connect
+from perdure.errors import InternalError, RateLimited, Unavailable
+from perdure.settings import Settings, load_settings
+
+ATTEMPTS: Final = 4
+FIRST_PAUSE: Final = 0.1
+INSIST_FOR: Final = 5.0  # seconds after which a request is not made again
+LOOK_TIMEOUT: Final = 2.0
+STEPS_PAGE: Final = 1000
+AWAY: Final = (Unavailable, RateLimited, InternalError)
+"""What a request meets while a part of the platform restarts; asking again later may help."""
+
+log = structlog.get_logger(__name__)
+
+
+class Connection:
+    """Connects when it is first used; once closed it stays closed."""
+
+    def __init__(self, settings: Settings | None) -> None:
+        self._settings = settings
+        self._nats: Nats | None = None
+        self._closed = False
+        self._lock = asyncio.Lock()
+        self._said_away = False
+
+    async def nats(self) -> Nats:
+        """The connection. Raises `SetupError` when no server answers, `Unavailable` after `close`."""
+        async with self._lock:
+            if self._closed:
+                raise Unavailable("this client was closed; make another one")
+            if self._nats is None:
+                settings = self._settings or load_settings()
+                self._nats = await connect(settings, f"client {settings.instance_id}")
+            return self._nats
+
+    async def close(self) -> None:
+        """Close; waits and event streams that are open raise `Unavailable`. Safe to repeat."""
+        async with self._lock:
+            self._closed = True
+            if self._nats is not None:
+                # Not drained: nothing of ours is on its way, and a drain would cancel whoever waits on a subscription.
+                await self._nats.close()
+
+    async def request(self, subject: str, payload: Mapping[str, Any], *, timeout: float = 5.0) -> dict[str, Any]:
+        """One request. Raises the `ApiError` that answers it."""
+        return await wire.request(await self.nats(), subject, payload, timeout=timeout)
+
+    async def insist(self, subject: str, payload: Mapping[str, Any]) -> dict[str, Any]:
+        """A request that may safely be made twice: when a part of the platform is away, it is repeated a few times."""
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + INSIST_FOR
+        for attempt in range(1, ATTEMPTS + 1):
+            try:
+                return await self.request(subject, payload)
+            except AWAY:
+                if self._closed or attempt == ATTEMPTS or loop.time() > deadline:
+                    raise
+                await asyncio.sleep(FIRST_PAUSE * 2**attempt)
+        raise AssertionError  # the loop returns or raises
+
+    async def look(self, run_id: str) -> dict[str, Any] | None:
+        """The run without its steps; None while the platform cannot be asked. Raises `NotFound`."""
+        try:
+            reply = await self.request("run.get", {"run_id": run_id, "steps": False}, timeout=LOOK_TIMEOUT)
+        except AWAY as error:
+            if self._closed:
+                raise
+            if not self._said_away:
+                self._said_away = True
+                log.warning("runs cannot be looked at now", action="client.away", run_id=run_id, error=error.message)
+            return None
+        self._said_away = False
+        return reply
+
+    async def details(self, run_id: str, *, after: int = 0) -> dict[str, Any]:
+        """A run with all its steps after a seq, whatever their number. Raises `NotFound`, `Unavailable`."""
+        run = await self.request("run.get", {"run_id": run_id, "after": after})
+        page = run.setdefault("steps", [])
+        while len(page) == STEPS_PAGE:
+            more = await self.request("run.get", {"run_id": run_id, "after": page[-1]["seq"]})
+            page = more.get("steps", [])
+            run = {**more, "steps": [*run["steps"], *page]}
+        return run

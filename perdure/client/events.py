@@ -1,0 +1,187 @@
+"""A run's events from the first to the last: the stream for what was, a subscription for what comes, the journal for
+what both have lost.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import AsyncGenerator, Iterator
+from typing import Any, Final
+
+import orjson
+from nats import errors as nats_errors
+from nats.aio.client import Client as Nats
+from nats.aio.subscription import Subscription
+
+from perdure import subjects
+from perdure.client.connection import AWAY, Connection
+from perdure.client.journal import end_event, step_event
+from perdure.client.stream import StreamReader
+from perdure.client.types import TERMINAL, TERMINAL_EVENTS, RunEvent
+from perdure.errors import Unavailable
+
+SILENCE: Final = 1.0  # seconds without an event, after which the run is looked at
+LAST_WORDS: Final = 0.2  # the same, once the run is known to have ended: its last event may be under way
+REMEMBERED: Final = 20_000  # keys of events seen; the stream keeps 10,000 a run
+
+Key = tuple[int, Any, str, str]
+
+
+async def follow(connection: Connection, run_id: str) -> AsyncGenerator[RunEvent]:
+    """See `RunHandle.events`."""
+    nats = await connection.nats()
+    # Subscribed before the stream is read, so that nothing falls in between.
+    live = await nats.subscribe(subjects.run_events(run_id))
+    watch = _Watch(connection, nats, run_id)
+    try:
+        async for event in watch.events(live):
+            yield event
+    except nats_errors.Error as error:
+        raise Unavailable(f"the connection was closed while run {run_id} was watched") from error
+    finally:
+        if not nats.is_closed:
+            await live.unsubscribe()
+
+
+class _Watch:
+    """What one watcher has seen of a run."""
+
+    def __init__(self, connection: Connection, nats: Nats, run_id: str) -> None:
+        self._connection = connection
+        self._nats = nats
+        self._run_id = run_id
+        self._stream = StreamReader(nats, run_id)
+        self._seen: OrderedDict[Key, None] = OrderedDict()
+        self._last = 0  # seq of the last journaled event
+        self._reconnects = nats.stats["reconnects"]
+        self._ended = False
+
+    async def events(self, live: Subscription) -> AsyncGenerator[RunEvent]:
+        """Every event once, until the terminal one."""
+        run = await self._connection.look(self._run_id)
+        self._ended = run is not None and run["status"] in TERMINAL
+        end: RunEvent | None = None
+        late: list[RunEvent] = []  # passing events that were stored after an end: dropped if it was the last
+        async for event in self._whole(self._stored()):
+            if end is not None and not _is_journaled(event):
+                late.append(event)
+                continue
+            end = event if event["type"] in TERMINAL_EVENTS else None
+            for each in (*late, event):
+                yield each
+            late.clear()
+        if end is not None and await self._is_last(end):
+            return
+        for each in late:
+            yield each
+        while True:
+            try:
+                data = (await live.next_msg(timeout=LAST_WORDS if self._ended else SILENCE)).data
+            except TimeoutError:
+                source = self._after_silence()
+            else:
+                source = self._arrived(data)
+            async for event in self._whole(source):
+                yield event
+                if await self._is_last(event):
+                    return
+
+    async def _stored(self) -> AsyncGenerator[RunEvent]:
+        while batch := await self._stream.read():
+            for data in batch:
+                for event in _parsed(data):
+                    yield event
+
+    async def _arrived(self, data: bytes) -> AsyncGenerator[RunEvent]:
+        reconnects = self._nats.stats["reconnects"]
+        if reconnects != self._reconnects:
+            # What was said while we were away comes before what is said now.
+            self._reconnects = reconnects
+            self._stream.begin_anew()
+            async for event in self._stored():
+                yield event
+        for event in _parsed(data):
+            yield event
+
+    async def _after_silence(self) -> AsyncGenerator[RunEvent]:
+        """What arrives nowhere is looked for: in the stream, and at last in the journal."""
+        if self._nats.stats["reconnects"] != self._reconnects:
+            self._reconnects = self._nats.stats["reconnects"]
+            self._stream.begin_anew()
+        knew = self._ended
+        async for event in self._stored():
+            yield event
+        run = await self._connection.look(self._run_id)
+        if run is None:
+            return
+        self._ended = run["status"] in TERMINAL
+        if self._ended and knew:
+            run = await self._journal()
+            for step in run["steps"]:
+                yield step_event(run, step)
+            if (end := end_event(run, self._last + 1)) is not None:
+                yield end
+
+    async def _whole(self, source: AsyncGenerator[RunEvent]) -> AsyncGenerator[RunEvent]:
+        """Events not seen before; where a journaled one is missing before another, it is told from the journal."""
+        async for event in source:
+            if self._is_new(event):
+                if _is_journaled(event):
+                    if event["seq"] > self._last + 1:
+                        async for missed in self._missed(event["seq"]):
+                            yield missed
+                    if event["type"] not in TERMINAL_EVENTS:
+                        self._last = max(self._last, event["seq"])
+                yield event
+
+    async def _missed(self, before: int) -> AsyncGenerator[RunEvent]:
+        run = await self._journal()
+        for step in run["steps"]:
+            if step["seq"] < before and self._is_new(event := step_event(run, step)):
+                self._last = max(self._last, step["seq"])
+                yield event
+
+    async def _journal(self) -> dict[str, Any]:
+        """The run with its steps after the last one seen; with none while the platform cannot be asked."""
+        try:
+            return await self._connection.details(self._run_id, after=self._last)
+        except AWAY:
+            return {"status": "unknown", "steps": []}
+
+    def _is_new(self, event: RunEvent) -> bool:
+        # After a process was lost, its successor's passing events count from index 1 again: the time tells them apart.
+        key = (event["seq"], event["data"].get("index"), event["type"], event["time"])
+        if key in self._seen:
+            return False
+        self._seen[key] = None
+        if len(self._seen) > REMEMBERED:
+            self._seen.popitem(last=False)
+        return True
+
+    async def _is_last(self, event: RunEvent) -> bool:
+        """Whether `event` is the run's end, and not one that the run was brought back from (`run.resume`)."""
+        if event["type"] not in TERMINAL_EVENTS:
+            return False
+        run = await self._connection.look(self._run_id)
+        return run is None or f"run.{run['status']}" == event["type"]
+
+
+def _is_journaled(event: RunEvent) -> bool:
+    """Whether the event's seq is its own: a step, an event of the workflow, the end."""
+    return event["type"] in TERMINAL_EVENTS or not (event["type"].startswith("run.") or "index" in event["data"])
+
+
+def _parsed(data: bytes) -> Iterator[RunEvent]:
+    """The event of a message; none when somebody has published something else there."""
+    try:
+        event = orjson.loads(data)
+    except orjson.JSONDecodeError:
+        return
+    if (
+        isinstance(event, dict)
+        and isinstance(event.get("seq"), int)
+        and isinstance(event.get("type"), str)
+        and isinstance(event.get("time"), str)
+        and isinstance(event.get("data"), dict)
+    ):
+        yield event  # type: ignore[misc]  # checked field by field

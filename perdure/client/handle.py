@@ -1,0 +1,100 @@
+"""A run, as the program that started or found it holds it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, Mapping
+from typing import Any
+
+from perdure.client.connection import Connection
+from perdure.client.events import follow
+from perdure.client.types import RunEvent
+from perdure.client.waiting import wait_for_end
+from perdure.errors import RunFailed
+
+
+class RunHandle:
+    """One run. `run_id` is all it stands on: any process may make a handle of it with `Client.get`."""
+
+    __slots__ = ("_connection", "agent", "run_id")
+
+    def __init__(self, connection: Connection, run_id: str, agent: str) -> None:
+        self._connection = connection
+        self.run_id = run_id
+        self.agent = agent
+
+    def __repr__(self) -> str:
+        return f"RunHandle(run_id={self.run_id!r}, agent={self.agent!r})"
+
+    async def result(self, timeout: float | None = None) -> Any:
+        """The run's output, as soon as it has one; at most `timeout` seconds are waited.
+
+        Raises `RunFailed` when it ended otherwise, or cannot go on by itself (`blocked`, `needs_review`), and
+        `TimeoutError` when the time is over: the run goes on, and `result` may be called again.
+        """
+        try:
+            async with asyncio.timeout(timeout):
+                run = await wait_for_end(self._connection, self.run_id)
+        except TimeoutError:
+            raise TimeoutError(f"run {self.run_id} has not ended within {timeout:g} s; it goes on") from None
+        if run["status"] == "completed":
+            return run.get("output")
+        raise RunFailed(self.run_id, run["status"], run.get("error"))
+
+    def events(self) -> AsyncGenerator[RunEvent]:
+        """The run's events from its first on, then as they come; the terminal event is the last.
+
+        What the event stream has lost is told from the journal, so that it always ends when the run does; events that
+        pass by (tokens, progress) are best effort. Two may differ in `seq` order by one commit. Raises `NotFound`,
+        and `Unavailable` when the client is closed. A loop that is left early should be inside
+        `contextlib.aclosing(run.events())`.
+        """
+        return follow(self._connection, self.run_id)
+
+    async def details(self, *, steps: bool = True) -> dict[str, Any]:
+        """The run as `run.get` gives it: `status`, `output` or `error`, times, and its `steps`. Raises `NotFound`."""
+        if steps:
+            return await self._connection.details(self.run_id)
+        return await self._connection.insist("run.get", {"run_id": self.run_id, "steps": False})
+
+    async def signal(self, name: str, payload: Any = None, id: str | None = None) -> None:  # noqa: A002 -- the wire's word
+        """Send a signal; it is kept until the run waits for it. The same `id` again counts once.
+
+        Raises `NotFound`, `Conflict` when the run has ended, and `Unavailable`; without an `id` it is then not known
+        whether the signal was sent.
+        """
+        said = {"run_id": self.run_id, "name": name, "payload": payload}
+        if id is None:
+            await self._connection.request("run.signal", said)
+        else:
+            await self._connection.insist("run.signal", {**said, "id": id})
+
+    async def cancel(self, reason: str | None = None) -> None:
+        """Ask the run and its children to end as `cancelled`; one that has ended stays as it is. Raises `NotFound`."""
+        said = {"run_id": self.run_id, **({} if reason is None else {"reason": reason})}
+        await self._connection.insist("run.cancel", said)
+
+    async def approve(
+        self,
+        call_id: str,
+        arguments_hash: str,
+        decision: str = "approve",
+        *,
+        arguments: Mapping[str, Any] | None = None,
+        reason: str | None = None,
+    ) -> None:
+        """Decide on a tool call that waits for it: `approve`, `deny`, or `edit` with other `arguments`.
+
+        Raises `Conflict` when it was decided already or its arguments have another hash, and `NotFound`.
+        """
+        said: dict[str, Any] = {
+            "run_id": self.run_id,
+            "call_id": call_id,
+            "arguments_hash": arguments_hash,
+            "decision": decision,
+        }
+        if arguments is not None:
+            said["arguments"] = dict(arguments)
+        if reason is not None:
+            said["reason"] = reason
+        await self._connection.request("run.approve", said)

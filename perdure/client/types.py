@@ -1,0 +1,31 @@
+"""What the client hands out."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Final, TypedDict
+
+TERMINAL: Final = frozenset({"completed", "failed", "cancelled", "dead"})
+"""States that a run leaves by `resume` alone."""
+STOPPED: Final = TERMINAL | {"blocked", "needs_review"}
+"""States in which a run does nothing until a person does something."""
+TERMINAL_EVENTS: Final = frozenset(f"run.{status}" for status in TERMINAL)
+
+
+class RunEvent(TypedDict):
+    """One event of a run, as it travels on `run.events.<run_id>`; `time` is ISO 8601 in UTC."""
+
+    seq: int
+    type: str
+    run_id: str
+    agent: str
+    time: str
+    data: dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class RunPage:
+    """Some runs, newest first, each as `run.list` gives it; `next_cursor` is None on the last page."""
+
+    runs: list[dict[str, Any]]
+    next_cursor: str | None
