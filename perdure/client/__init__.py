@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from perdure.client.client import Client
 from perdure.client.handle import RunHandle
+from perdure.client.presence import Replica
 from perdure.client.types import RunEvent, RunPage
 
-__all__ = ["Client", "RunEvent", "RunHandle", "RunPage"]
+__all__ = ["Client", "Replica", "RunEvent", "RunHandle", "RunPage"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from types import TracebackType
 from typing import Any, Self
 from uuid import uuid4
@@ -9,6 +10,7 @@ from uuid import uuid4
 from perdure import subjects
 from perdure.client.connection import Connection
 from perdure.client.handle import RunHandle
+from perdure.client.presence import Replica, replicas
 from perdure.client.types import RunPage
 from perdure.errors import InvalidRequest
 from perdure.settings import Settings
@@ -118,6 +120,11 @@ class Client:
         """A new run that begins with another's journal up to `step` (its path, name or seq). Raises `NotFound`."""
         reply = await self._connection.request("run.fork", {"run_id": _run_id(run_id), "step": step})
         return RunHandle(self._connection, str(reply["run_id"]), str(reply["agent"]))
+
+    async def replicas(self, agent: str | None = None, *, wait: float = 0.5, first: bool = False) -> Sequence[Replica]:
+        """The agent processes that answer within `wait` seconds; with `first`, at most one, as soon as it answers."""
+        name = None if agent is None else _checked(subjects.agent_name, agent)
+        return await replicas(await self._connection.nats(), name, wait=wait, first=first)
 
     @staticmethod
     def _start(task: Any, workflow: str, run_id: str | None, session_id: str | None) -> dict[str, Any]:

@@ -97,7 +97,6 @@ class _Watch:
         if reconnects != self._reconnects:
             # What was said while we were away comes before what is said now.
             self._reconnects = reconnects
-            self._stream.begin_anew()
             async for event in self._stored():
                 yield event
         for event in _parsed(data):
@@ -105,9 +104,7 @@ class _Watch:
 
     async def _after_silence(self) -> AsyncGenerator[RunEvent]:
         """What arrives nowhere is looked for: in the stream, and at last in the journal."""
-        if self._nats.stats["reconnects"] != self._reconnects:
-            self._reconnects = self._nats.stats["reconnects"]
-            self._stream.begin_anew()
+        self._reconnects = self._nats.stats["reconnects"]
         knew = self._ended
         async for event in self._stored():
             yield event

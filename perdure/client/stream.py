@@ -55,7 +55,3 @@ class StreamReader:
             return False
         self._next = int(headers["Nats-Sequence"]) + 1
         return True
-
-    def begin_anew(self) -> None:
-        """Read from the first event again: the stream may be another one now, with sequences of its own."""
-        self._next = 1

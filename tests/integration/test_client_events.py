@@ -177,6 +177,28 @@ async def test_what_was_said_while_the_watcher_was_cut_off_is_read_again(setting
         assert durable(await watcher.end()) == WHOLE
 
 
+async def test_tokens_sent_while_the_watcher_was_cut_off_come_before_later_ones(settings, nc, monkeypatch):
+    monkeypatch.setattr(events_module, "SILENCE", 3600.0)
+    async with in_process(settings, nc, Talker), Client(settings) as client:
+        run = await start(client)
+        watcher = Watcher(run)
+        await eventually(lambda: durable(watcher.seen) == FIRST_HALF)
+
+        async def token(index: int) -> None:
+            said = {"seq": 3, "type": "llm.delta", "run_id": run.run_id, "agent": "talker", "time": "now"}
+            await nc.publish(f"run.events.{run.run_id}", orjson.dumps({**said, "data": {"index": index}}))
+            await nc.flush()
+
+        own = client._connection._nats
+        own._transport.close()
+        await token(100)
+        await eventually(lambda: own.stats["reconnects"] and own.is_connected)
+        await token(101)
+        await run.signal("go", 4)
+        tokens = [event["data"]["index"] for event in await watcher.end() if event["type"] == "llm.delta"]
+        assert tokens == [100, 101]
+
+
 async def test_the_end_of_a_run_that_was_resumed_is_not_the_last_event(settings, nc):
     async with in_process(settings, nc, Talker), Client(settings) as client:
         Talker.broken = True
