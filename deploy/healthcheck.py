@@ -19,20 +19,28 @@ URL = "nats://127.0.0.1:4222"
 
 async def look(name: str, host: str) -> str | None:
     """What is wrong with the instance of `name` on `host`; `None` when nothing is."""
-    nc = await nats.connect(os.environ.get("NATS_URL", URL), allow_reconnect=False, connect_timeout=2)
+    url = os.environ.get("NATS_URL", URL)
+    nc = await nats.connect(url, allow_reconnect=False, max_reconnect_attempts=1, connect_timeout=2, error_cb=_quiet)
     try:
         found: asyncio.Queue[Any] = asyncio.Queue()
         inbox = nc.new_inbox()
         await nc.subscribe(inbox, cb=found.put)
         await nc.publish(f"$SRV.PING.{name}", reply=inbox)
         while True:
-            instance = orjson.loads((await found.get()).data)["id"]
+            answer = await found.get()
+            if not answer.data:  # NATS itself says that there is nobody
+                return f"no instance of {name} answers"
+            instance = orjson.loads(answer.data)["id"]
             if instance.startswith(f"{host}-"):
                 break
         report = orjson.loads((await nc.request(f"health.{name}.{instance}", timeout=2)).data)
     finally:
         await nc.close()
     return None if report["status"] != "critical" else f"{name} is critical: {report['checks']}"
+
+
+async def _quiet(_error: Exception) -> None:
+    """What cannot be asked is said once, by `main`."""
 
 
 async def main() -> int:
@@ -44,7 +52,7 @@ async def main() -> int:
     except TimeoutError:
         wrong = f"no instance of {name} on {host} answers"
     except (OSError, nats.errors.Error) as error:
-        wrong = f"NATS cannot be asked: {error}"
+        wrong = f"NATS cannot be asked: {str(error) or type(error).__name__}"
     if wrong:
         sys.stderr.write(wrong + "\n")
     return 1 if wrong else 0
