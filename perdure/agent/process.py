@@ -12,12 +12,12 @@ from perdure.bus.service import Service
 from perdure.config.client import ConfigClient
 from perdure.config.messages import ConfigUpdate
 from perdure.config.snapshot import AgentConfig
-from perdure.errors import SetupError
-from perdure.observe.logging import set_level
-from perdure.settings import Settings
 from perdure.engine.clock import Clock
 from perdure.engine.hot_state import HotState
 from perdure.engine.worker import Worker
+from perdure.errors import SetupError
+from perdure.observe.logging import set_level
+from perdure.settings import Settings
 
 log = structlog.get_logger(__name__)
 
@@ -30,9 +30,15 @@ class AgentProcess(Service):
     tags: ClassVar[tuple[str, ...]] = ("agent",)
 
     def __init__(
-        self, agent: type[BaseAgent] | BaseAgent, settings: Settings | None = None, *, clock: Clock | None = None
+        self,
+        agent: type[BaseAgent] | BaseAgent,
+        settings: Settings | None = None,
+        *,
+        clock: Clock | None = None,
+        linger: float = 0.2,
     ) -> None:
         self._given = agent
+        self._linger = linger
         super().__init__(settings)
         self._clock = clock
         self._agent: BaseAgent | None = None
@@ -93,8 +99,15 @@ class AgentProcess(Service):
             config=self,
             hot_state=hot_state,
             clock=self._clock,
+            linger=self._linger,
         )
         await self._worker.start()
+
+    async def abort(self) -> None:
+        """End as a killed process does: nothing is drained, given back or said. For tests of authors."""
+        worker, self._worker = self.worker, None
+        await worker.abort()
+        await self.stop()
 
     async def on_stop(self) -> None:
         """Drain the runs, then let the agent close what it opened."""

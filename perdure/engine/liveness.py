@@ -42,6 +42,7 @@ class Liveness:
         self._pulse = 0.0  # when the main loop was last seen
         self._until = 0.0  # the lease, by this machine's monotonic clock
         self._failure: BaseException | None = None
+        self._leave = True
         self.process_id = ""
         # The first half of every process_id of this instance; dots would cut it into tokens of a subject.
         self.token = settings.instance_id.replace(".", "_").replace(" ", "_")
@@ -62,8 +63,9 @@ class Liveness:
         if self._failure is not None:
             raise self._failure
 
-    async def stop(self) -> None:
-        """Leave: the lock and the lease are given up."""
+    async def stop(self, *, leave: bool = True) -> None:
+        """Give up the lock, and say so in the process's row; without `leave` it only falls silent, as a kill does."""
+        self._leave = leave
         self._stop.set()
         if self._thread is not None:
             await asyncio.to_thread(self._thread.join, 10)
@@ -107,7 +109,8 @@ class Liveness:
             await self._pause(0.1 if connection is None else self._settings.lease_seconds / 5)
         if connection is not None and not connection.is_closed():
             with contextlib.suppress(OSError, asyncpg.PostgresError, asyncpg.InterfaceError, TimeoutError):
-                await connection.execute(_SQL["leave_process"], self.process_id)
+                if self._leave:
+                    await connection.execute(_SQL["leave_process"], self.process_id)
                 await connection.close(timeout=2)
 
     async def _pause(self, seconds: float) -> None:

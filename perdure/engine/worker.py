@@ -15,10 +15,6 @@ from nats.aio.subscription import Subscription
 
 from perdure import subjects
 from perdure.bus.pull import PullConsumer
-from perdure.errors import SetupError
-from perdure.settings import Settings
-from perdure.store.postgres import Pool
-from perdure.store.queries import load_queries
 from perdure.engine import runs
 from perdure.engine.claims import Claims
 from perdure.engine.clock import Clock, SystemClock
@@ -31,6 +27,10 @@ from perdure.engine.journal import CONNECTION_ERRORS, Entry, Journal
 from perdure.engine.liveness import Liveness
 from perdure.engine.mailbox import Mailbox
 from perdure.engine.rows import ClaimedRun, JournalRow, Move
+from perdure.errors import SetupError
+from perdure.settings import Settings
+from perdure.store.postgres import Pool
+from perdure.store.queries import load_queries
 
 if TYPE_CHECKING:
     from perdure.config.snapshot import AgentConfig
@@ -146,6 +146,24 @@ class Worker:
             task.cancel()
         await asyncio.gather(*self._tasks, *self._background, return_exceptions=True)
         await self._liveness.stop()
+        self.threads.shutdown(wait=False, cancel_futures=True)
+
+    def freeze(self) -> None:
+        """From this moment on nothing is written, claimed or executed: what a kill does at once."""
+        self._draining = True
+        for execution in list(self.executions.values()):
+            execution.close()
+        for task in [*self._tasks, *self._background]:
+            task.cancel()
+
+    async def abort(self) -> None:
+        """Stop as if the process were killed: nothing is given back or said. For tests of authors."""
+        self.freeze()
+        tasks = [*self._tasks, *self._background]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        await self._liveness.stop(leave=False)
         self.threads.shutdown(wait=False, cancel_futures=True)
 
     async def _release(self, held: list[Execution]) -> None:

@@ -26,7 +26,7 @@ UPDATE processes SET state = 'gone' WHERE process_id = $1
 
 -- name: claim
 -- Raises the epoch: from this commit on no earlier holder's row is accepted. Attempts count the claims since the last
--- journal row; a claim of a draining or lost process finds nothing.
+-- journal row (`requeue_lost` and `release` set them back); a claim of a draining or lost process finds nothing.
 WITH holder AS (
   SELECT process_id FROM processes WHERE process_id = $1 AND state = 'live' AND lease_until > clock_timestamp()
 ), wanted AS (
@@ -42,9 +42,7 @@ UPDATE runs SET
   status = 'running', epoch = runs.epoch + 1, process_id = $1, wake_at = NULL, waiting_signals = NULL,
   waiting_children = NULL, started_at = COALESCE(runs.started_at, now()),
   config_hash = COALESCE(runs.config_hash, $4), config_revision = COALESCE(runs.config_revision, $5),
-  attempts = 1 + CASE WHEN runs.attempts > 0 AND runs.epoch = (
-      SELECT j.epoch FROM journal AS j WHERE j.run_id = runs.run_id ORDER BY j.seq DESC LIMIT 1)
-    THEN 0 ELSE runs.attempts END
+  attempts = runs.attempts + 1
 FROM wanted WHERE runs.run_id = wanted.run_id
 RETURNING runs.run_id, runs.epoch, runs.workflow, runs.version, runs.session_id, runs.parent_run_id, runs.parent_path,
           runs.task, runs.attempts, runs.config_revision, runs.config_hash, runs.cancel_reason, runs.started_at,
@@ -66,26 +64,28 @@ ON CONFLICT (agent_name, hash) DO NOTHING
 
 -- name: flush
 -- One commit for whatever all runs of a process have to say. `held` is the fence: it locks the runs whose epoch is
--- still the writer's, and nothing is written for the others. A repeat after a lost answer finds its own rows.
+-- still the writer's, and nothing is written for the others. A row joins its fence by run and epoch: one process may
+-- hold the rows of two lives of a run. A repeat after a lost answer finds its own rows.
 WITH held AS (
   SELECT r.run_id, r.epoch FROM runs AS r
   JOIN unnest($1::text[], $2::bigint[]) AS fence (run_id, epoch) ON r.run_id = fence.run_id AND r.epoch = fence.epoch
+  WHERE r.status = 'running'
   ORDER BY r.run_id FOR NO KEY UPDATE OF r
 ), input AS (
-  SELECT * FROM unnest($3::text[], $4::bigint[], $5::text[], $6::text[], $7::text[], $8::text[], $9::text[],
-                       $10::text[], $11::text[], $12::integer[], $13::timestamptz[], $14::bigint[], $15::bigint[],
-                       $16::timestamptz[], $17::timestamptz[])
-    AS t (run_id, seq, path, kind, name, hash, outcome, result, error, attempt, due_at, signal_seq, config_revision,
-          started_at, finished_at)
+  SELECT * FROM unnest($3::text[], $4::bigint[], $5::bigint[], $6::text[], $7::text[], $8::text[], $9::text[],
+                       $10::text[], $11::text[], $12::text[], $13::integer[], $14::timestamptz[], $15::bigint[],
+                       $16::bigint[], $17::timestamptz[], $18::timestamptz[])
+    AS t (run_id, epoch, seq, path, kind, name, hash, outcome, result, error, attempt, due_at, signal_seq,
+          config_revision, started_at, finished_at)
 ), written AS (
   INSERT INTO journal (run_id, seq, path, kind, name, hash, outcome, result, error, attempt, due_at, signal_seq,
                        config_revision, started_at, finished_at, epoch)
   SELECT input.run_id, seq, path, kind, name, hash, outcome, result::json, error::json, attempt, due_at, signal_seq,
          config_revision, started_at, finished_at, held.epoch
-  FROM input JOIN held ON held.run_id = input.run_id
+  FROM input JOIN held ON held.run_id = input.run_id AND held.epoch = input.epoch
   ON CONFLICT (run_id, seq) DO NOTHING
 )
-SELECT run_id FROM held
+SELECT run_id, epoch FROM held
 
 -- name: consume_signals
 UPDATE signals SET consumed = TRUE
@@ -100,7 +100,7 @@ WITH input AS (
                        $8::text[], $9::bigint[], $10::text[], $11::bigint[])
     AS t (run_id, epoch, status, output, error, wake_at, waiting_signals, waiting_children, end_seq, task, base_seq)
 ), held AS (
-  SELECT r.run_id FROM runs AS r JOIN input ON r.run_id = input.run_id AND r.epoch = input.epoch
+  SELECT r.run_id, r.epoch FROM runs AS r JOIN input ON r.run_id = input.run_id AND r.epoch = input.epoch
   WHERE r.status = 'running' ORDER BY r.run_id FOR NO KEY UPDATE OF r
 ), moved AS (
   UPDATE runs SET
@@ -113,22 +113,44 @@ WITH input AS (
     attempts = CASE WHEN m.status IN ('pending', 'waiting') THEN 0 ELSE runs.attempts END,
     dispatched_at = CASE WHEN m.status = 'pending' THEN now() ELSE runs.dispatched_at END,
     process_id = CASE WHEN m.status IN ('pending', 'waiting') THEN NULL ELSE runs.process_id END,
+    started_at = CASE WHEN m.task IS NULL THEN runs.started_at END,
     finished_at = CASE WHEN m.status IN ('completed', 'failed', 'cancelled', 'dead') THEN now() END
-  FROM input AS m JOIN held USING (run_id)
+  FROM input AS m JOIN held USING (run_id, epoch)
   WHERE runs.run_id = m.run_id
-  RETURNING runs.run_id
+  RETURNING runs.run_id, runs.epoch, runs.joined
 )
-SELECT run_id FROM moved
+SELECT run_id, epoch, joined FROM moved
 UNION
-SELECT r.run_id FROM runs AS r JOIN input AS m ON r.run_id = m.run_id AND r.epoch = m.epoch AND r.status = m.status
+SELECT r.run_id, r.epoch, r.joined
+FROM runs AS r JOIN input AS m ON r.run_id = m.run_id AND r.epoch = m.epoch AND r.status = m.status
 
 -- name: forget_journal
 -- After `continue_as_new` the run's earlier rows make room; replay does not read them any more.
 DELETE FROM journal USING unnest($1::text[], $2::bigint[]) AS done (run_id, seq)
 WHERE journal.run_id = done.run_id AND journal.seq <= done.seq
 
+-- name: moved_before
+-- After a lost answer: whether the first try was there before the second looked (its commit may have come after the
+-- second's snapshot was taken).
+SELECT r.run_id, r.epoch, r.joined
+FROM runs AS r JOIN unnest($1::text[], $2::bigint[], $3::text[]) AS m (run_id, epoch, status)
+  ON r.run_id = m.run_id AND r.epoch = m.epoch AND r.status = m.status
+
+-- name: lock_joined
+-- A child with another parent does not lock this parent's row when it ends: its own row is locked instead.
+SELECT 1 FROM runs WHERE run_id = ANY($1::text[]) AND joined AND finished_at IS NULL ORDER BY run_id FOR SHARE
+
+-- name: join_children
+-- These runs were there already when a workflow called them: somebody beside their parent waits for their end.
+UPDATE runs SET joined = TRUE
+FROM (
+  SELECT run_id FROM runs WHERE run_id = ANY($1::text[]) AND NOT joined ORDER BY run_id FOR NO KEY UPDATE
+) AS there
+WHERE runs.run_id = there.run_id
+
 -- name: recheck_waits
--- In a statement after the one that made them wait: what came between the last look and the wait wakes them here.
+-- In the transaction that made them wait, in a later statement: what was committed between the last look and the lock
+-- wakes them here, and whoever comes later finds them waiting.
 UPDATE runs SET status = 'pending', wake_at = NULL, dispatched_at = now()
 FROM (
   SELECT r.run_id FROM runs AS r
@@ -150,14 +172,19 @@ SELECT run_id, status, output, error, task_hash, finished_at IS NOT NULL AS ende
 
 -- name: tell_parents
 -- Ended children wake the parents that wait for them; the children are marked in the same commit.
-WITH parent AS (
-  SELECT p.run_id, p.agent_name, p.status, p.process_id, p.waiting_children FROM runs AS p
-  WHERE p.run_id IN (SELECT c.parent_run_id FROM runs AS c WHERE c.run_id = ANY($1::text[]))
-  ORDER BY p.run_id FOR NO KEY UPDATE
+-- Whether a parent waits is read from the row as it was locked, never from the statement's snapshot.
+WITH concerned AS (
+  SELECT c.parent_run_id AS run_id FROM runs AS c WHERE c.run_id = ANY($1::text[]) AND c.parent_run_id IS NOT NULL
+  UNION
+  SELECT p.run_id FROM runs AS p WHERE p.status = 'waiting' AND p.waiting_children && $1::text[]
+), parent AS (
+  SELECT p.run_id, p.agent_name, p.status, p.process_id, p.waiting_children
+  FROM runs AS p JOIN concerned USING (run_id)
+  ORDER BY p.run_id FOR NO KEY UPDATE OF p
 ), woken AS (
   UPDATE runs SET status = 'pending', wake_at = NULL, dispatched_at = now()
   FROM parent
-  WHERE runs.run_id = parent.run_id AND runs.status = 'waiting' AND runs.waiting_children && $1::text[]
+  WHERE runs.run_id = parent.run_id AND parent.status = 'waiting' AND parent.waiting_children && $1::text[]
   RETURNING runs.run_id
 ), told AS (
   UPDATE runs SET parent_notified = TRUE WHERE runs.run_id = ANY($1::text[])
@@ -168,15 +195,25 @@ FROM parent
 
 -- name: untold_children
 SELECT run_id FROM runs
-WHERE parent_run_id IS NOT NULL AND NOT parent_notified AND finished_at IS NOT NULL AND finished_at < $1
+WHERE (parent_run_id IS NOT NULL OR joined) AND NOT parent_notified AND finished_at IS NOT NULL AND finished_at < $1
 ORDER BY finished_at LIMIT $2
+
+-- name: abandoned_children
+-- Children whose parent was cancelled, and who were not reached: whoever cancelled it died in between.
+SELECT c.run_id, c.parent_run_id FROM runs AS c JOIN runs AS p ON p.run_id = c.parent_run_id
+WHERE c.parent_run_id IS NOT NULL AND c.finished_at IS NULL AND c.cancel_reason IS NULL AND NOT c.joined
+  AND p.status = 'cancelled' AND p.finished_at < $1
+ORDER BY c.run_id LIMIT $2
 
 -- name: release
 -- A drain gives runs back: the attempt does not count, the epoch rises so that no late row is accepted.
-UPDATE runs SET status = 'pending', epoch = runs.epoch + 1, attempts = GREATEST(runs.attempts - 1, 0),
+UPDATE runs SET status = 'pending', epoch = runs.epoch + 1, attempts = mine.attempts,
        process_id = NULL, dispatched_at = now()
 FROM (
-  SELECT r.run_id FROM runs AS r
+  SELECT r.run_id, CASE WHEN r.epoch = (
+      SELECT j.epoch FROM journal AS j WHERE j.run_id = r.run_id ORDER BY j.seq DESC LIMIT 1)
+    THEN 0 ELSE GREATEST(r.attempts - 1, 0) END AS attempts
+  FROM runs AS r
   JOIN unnest($1::text[], $2::bigint[]) AS mine (run_id, epoch) ON r.run_id = mine.run_id AND r.epoch = mine.epoch
   WHERE r.status = 'running' ORDER BY r.run_id FOR NO KEY UPDATE OF r
 ) AS mine
@@ -185,10 +222,11 @@ RETURNING runs.run_id, runs.agent_name
 
 -- name: lost_processes
 -- A lock that is gone tells of a dead process within milliseconds; a lock taken under an earlier server start says
--- nothing, then only the lease counts.
+-- nothing, then only the lease counts, and after a start of the server each lease has its whole length ($2) again.
 SELECT p.process_id, p.agent_name, p.instance_id, p.lease_until < clock_timestamp() AS lease_over FROM processes AS p
 WHERE p.state = 'live' AND (
-  ($1 AND p.lease_until < clock_timestamp())
+  ($1 AND p.lease_until < clock_timestamp()
+    AND clock_timestamp() > pg_postmaster_start_time() + $2 * interval '1 second')
   OR (p.postmaster_started = pg_postmaster_start_time() AND NOT EXISTS (
     SELECT 1 FROM pg_locks AS l
     WHERE l.locktype = 'advisory' AND l.granted AND l.classid = 1346719297 AND l.objid = p.lock_key::oid
@@ -198,21 +236,25 @@ WHERE p.state = 'live' AND (
 UPDATE processes SET state = 'lost' WHERE process_id = $1 AND state = 'live' RETURNING TRUE
 
 -- name: requeue_lost
--- The epoch rises here already: whatever the lost process still sends is refused from this commit on.
+-- The epoch rises here already: whatever the lost process still sends is refused from this commit on. A run that
+-- wrote a row under this claim begins to count anew.
 UPDATE runs SET
-  status = CASE WHEN runs.attempts >= $2 THEN 'dead' ELSE 'pending' END,
-  epoch = runs.epoch + 1, process_id = NULL, dispatched_at = now(),
-  finished_at = CASE WHEN runs.attempts >= $2 THEN now() END,
-  end_seq = CASE WHEN runs.attempts >= $2
+  status = CASE WHEN held.attempts >= $2 THEN 'dead' ELSE 'pending' END,
+  epoch = runs.epoch + 1, process_id = NULL, dispatched_at = now(), attempts = held.attempts,
+  finished_at = CASE WHEN held.attempts >= $2 THEN now() END,
+  end_seq = CASE WHEN held.attempts >= $2
     THEN 1 + COALESCE((SELECT max(seq) FROM journal WHERE journal.run_id = runs.run_id), 0) END,
-  error = CASE WHEN runs.attempts >= $2 THEN json_build_object('type', 'LostProcess', 'message',
-    format('its process was lost %s times in a row without a new journal row', runs.attempts)) END
+  error = CASE WHEN held.attempts >= $2 THEN json_build_object('type', 'LostProcess', 'message',
+    format('its process was lost %s times in a row without a new journal row', held.attempts)) END
 FROM (
-  SELECT r.run_id FROM runs AS r WHERE r.process_id = $1 AND r.status = 'running'
+  SELECT r.run_id, CASE WHEN r.epoch = (
+      SELECT j.epoch FROM journal AS j WHERE j.run_id = r.run_id ORDER BY j.seq DESC LIMIT 1)
+    THEN 0 ELSE r.attempts END AS attempts
+  FROM runs AS r WHERE r.process_id = $1 AND r.status = 'running'
   ORDER BY r.run_id LIMIT $3 FOR NO KEY UPDATE
 ) AS held
 WHERE runs.run_id = held.run_id
-RETURNING runs.run_id, runs.agent_name, runs.status, runs.end_seq, runs.error, runs.parent_run_id
+RETURNING runs.run_id, runs.agent_name, runs.status, runs.end_seq, runs.error, runs.parent_run_id, runs.joined
 
 -- name: held_by_lost
 SELECT DISTINCT r.process_id FROM runs AS r
@@ -266,3 +308,13 @@ SELECT run_id, epoch FROM runs WHERE process_id = $1 AND status = 'running'
 
 -- name: to_cancel
 SELECT run_id, epoch, cancel_reason FROM runs WHERE run_id = ANY($1::text[]) AND cancel_reason IS NOT NULL AND status = 'running'
+
+-- name: unfinished
+-- Runs of these agents that are not at rest, for tests that wait until they are.
+SELECT run_id, status FROM runs WHERE agent_name = ANY($1::text[]) AND status IN ('pending', 'running')
+
+-- name: due_before
+SELECT min(wake_at) FROM runs WHERE status = 'waiting' AND wake_at <= $1
+
+-- name: executed_by
+SELECT process_id FROM processes WHERE agent_name = $1 AND state = 'live'
