@@ -12,8 +12,8 @@ from collections.abc import Generator
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
 
-from perdure.errors import WorkflowMisuse
 from perdure.engine.rows import JournalRow, Start
+from perdure.errors import WorkflowMisuse
 
 if TYPE_CHECKING:
     from perdure.engine.execution import Branch, Execution

@@ -11,7 +11,6 @@ from hashlib import blake2b
 from typing import TYPE_CHECKING, Any, TypeVar, overload
 
 from perdure import subjects
-from perdure.errors import RunContinued
 from perdure.engine.calls import Gather
 from perdure.engine.codec import encode, identity, short_hash
 from perdure.engine.definition import StepInjected
@@ -21,6 +20,7 @@ from perdure.engine.runs import new_start
 from perdure.engine.steps import StepCall, TransactionCall
 from perdure.engine.values import Now, Random, Uuid
 from perdure.engine.waits import AdoptCall, ChildCall, RecordCall, SignalCall, SleepCall, seconds_of
+from perdure.errors import RunContinued
 
 if TYPE_CHECKING:
     from perdure.config.snapshot import AgentConfig

@@ -16,12 +16,12 @@ from typing import TYPE_CHECKING, Any
 
 import structlog
 
-from perdure.errors import ControlFlow, RunContinued, RunSuspended, WorkflowMisuse
 from perdure.engine.codec import encode
 from perdure.engine.failure import describe, mismatch
 from perdure.engine.journal import Entry
 from perdure.engine.points import reach
 from perdure.engine.rows import ClaimedRun, JournalRow, Move, Start
+from perdure.errors import ControlFlow, RunContinued, RunSuspended, WorkflowMisuse
 
 if TYPE_CHECKING:
     from perdure.config.snapshot import AgentConfig

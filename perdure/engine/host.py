@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
     from perdure.config.snapshot import AgentConfig
-    from perdure.settings import Settings
-    from perdure.store.postgres import Pool
     from perdure.engine.clock import Clock
     from perdure.engine.events import Events
     from perdure.engine.execution import Execution
     from perdure.engine.journal import Journal
     from perdure.engine.steps import StepCall
+    from perdure.settings import Settings
+    from perdure.store.postgres import Pool
 
 
 class Host(Protocol):

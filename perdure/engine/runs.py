@@ -10,12 +10,12 @@ import asyncpg
 from nats.aio.client import Client
 
 from perdure import subjects
-from perdure.errors import Conflict, InvalidRequest, NotFound
-from perdure.store.postgres import Pool
-from perdure.store.queries import load_queries
 from perdure.engine.codec import decode, encode, short_hash
 from perdure.engine.events import end_data, ended_payload, publish_nowait, render
 from perdure.engine.rows import TERMINAL, Move, Start
+from perdure.errors import Conflict, InvalidRequest, NotFound
+from perdure.store.postgres import Pool
+from perdure.store.queries import load_queries
 
 _SQL = load_queries("runs.sql")
 _ENGINE = load_queries("engine.sql")

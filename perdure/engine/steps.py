@@ -9,7 +9,6 @@ from collections.abc import Callable, Generator, Mapping
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from perdure.errors import ControlFlow, PerdureError, RunSuspended, StepFailed, WorkflowMisuse
 from perdure.engine.calls import Call
 from perdure.engine.codec import decode, encode
 from perdure.engine.definition import StepFunction, StepInjected, step_function
@@ -18,6 +17,7 @@ from perdure.engine.journal import CONNECTION_ERRORS, Entry, write_rows
 from perdure.engine.points import reach
 from perdure.engine.retry import Retry
 from perdure.engine.rows import JournalRow
+from perdure.errors import ControlFlow, PerdureError, RunSuspended, StepFailed, WorkflowMisuse
 
 if TYPE_CHECKING:
     from perdure.engine.execution import Branch, Execution

@@ -6,10 +6,10 @@ from collections.abc import Callable
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from perdure.errors import Conflict, RunFailed
 from perdure.engine.calls import Call
 from perdure.engine.codec import decode, encode
 from perdure.engine.rows import JournalRow, Start
+from perdure.errors import Conflict, RunFailed
 
 if TYPE_CHECKING:
     from perdure.engine.execution import Branch, Execution
