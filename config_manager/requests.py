@@ -11,7 +11,8 @@ import orjson
 
 from perdure import subjects
 from perdure.bus.service import Request
-from perdure.errors import InvalidRequest
+from perdure.config.schema import LARGEST
+from perdure.errors import InvalidRequest, TooLarge
 from perdure.subjects import GLOBAL_LAYER
 
 GLOBAL_TOKENS: Final = frozenset({GLOBAL_LAYER, "_global"})  # a `*` in a subject is refused by pedantic connections
@@ -65,6 +66,21 @@ def target_of(request: Request, body: Mapping[str, Any]) -> Target:
     if chosen.agent == GLOBAL_LAYER and chosen.instance:
         raise InvalidRequest("the layer of all agents has no instances: leave instance_id out")
     return chosen
+
+
+def schema_in(body: Mapping[str, Any]) -> dict[str, Any]:
+    """A JSON Schema of settings: an object whose `properties` describe the keys."""
+    schema = body.get("schema")
+    properties = schema.get("properties") if isinstance(schema, dict) else None
+    if not isinstance(schema, dict) or not isinstance(properties, dict):
+        raise InvalidRequest("schema must be a JSON Schema with `properties`, as pydantic makes it")
+    wrong = [key for key, described in properties.items() if not isinstance(described, dict)]
+    if wrong:
+        raise InvalidRequest(f"schema.properties.{wrong[0]} must be an object")
+    size = len(orjson.dumps(schema))
+    if size > LARGEST:
+        raise TooLarge(f"schema has {size} bytes; at most {LARGEST} are kept")
+    return schema
 
 
 def _target(name: Any, instance: str | None) -> Target:

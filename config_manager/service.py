@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any, ClassVar, Final, cast
 
@@ -11,12 +12,24 @@ import orjson
 
 from config_manager import writes
 from config_manager.database import GONE, SQL, told_as_api_errors
+from config_manager.judge import Judge
 from config_manager.replies import cursor_of, page_of, part_of
-from config_manager.requests import HIGHEST, Target, body_of, configurations, flag, target_of, text, whole_number
+from config_manager.requests import (
+    HIGHEST,
+    Target,
+    body_of,
+    configurations,
+    flag,
+    schema_in,
+    target_of,
+    text,
+    whole_number,
+)
 from config_manager.sync import ConfigSync
 from config_manager.table import ConfigTable, layers_of
 from perdure import subjects
 from perdure.bus.service import Request, Service
+from perdure.config.schema import hash_of_schema
 from perdure.errors import InvalidRequest, NotFound, SetupError, TooLarge
 from perdure.observe.health import Finding
 from perdure.settings import Settings
@@ -37,11 +50,12 @@ class ConfigManager(Service):
     def __init__(self, settings: Settings | None = None) -> None:
         super().__init__(settings)
         self.table = ConfigTable()
+        self.judge = Judge()
         self.sync: ConfigSync
 
     async def on_start(self) -> None:
         """Read the table, then answer. Raises `SetupError` when the tables are not there."""
-        self.sync = ConfigSync(self.settings, self.nats, self.table, instance_id=self.instance_id)
+        self.sync = ConfigSync(self.settings, self.nats, self.table, self.judge, instance_id=self.instance_id)
         try:
             connection = await connect_direct(self.settings, "config-manager start")
             try:
@@ -56,11 +70,13 @@ class ConfigManager(Service):
             async with asyncio.timeout(FIRST_LISTEN):
                 await self.sync.started.wait()
         self.health.add("config_listen", self._check_listening, at_worst="warning")
+        self.health.add("config_held", self._check_held, at_worst="warning")
         for name, subject, handler in (
             ("get", subjects.CONFIG_GET, self._get),
             ("set", subjects.CONFIG_SET, self._set),
             ("history", subjects.CONFIG_HISTORY, self._history),
             ("rollback", subjects.CONFIG_ROLLBACK, self._rollback),
+            ("schema", subjects.CONFIG_SCHEMA, self._schema),
         ):
             # The bare subject takes the agent from the body alone.
             await self.endpoint(f"{name}-any", subject, handler, queue=subjects.QUEUE_CONFIG)
@@ -69,7 +85,7 @@ class ConfigManager(Service):
     async def _get(self, request: Request) -> Reply:
         if not request.data and self.sync.listening:  # the usual question, without a body: nothing to parse
             return self._answer(target_of(request, {}), None, {})
-        body = body_of(request, "min_revision", "part", "revision", "own")
+        body = body_of(request, "min_revision", "part", "revision", "own", "explain")
         target = target_of(request, body)
         at = whole_number(body, "revision", default=None, lowest=0, highest=HIGHEST)
         own = flag(body, "own")
@@ -78,6 +94,9 @@ class ConfigManager(Service):
         least = whole_number(body, "min_revision", default=0, lowest=0, highest=HIGHEST) or 0
         part = whole_number(body, "part", default=None, lowest=0, highest=100_000)
         extra = await self._caught_up(least)
+        if flag(body, "explain"):
+            extra["origins"] = self.table.snapshot(target.agent, target.instance).origins
+            extra["defaults"] = self.judge.defaults(target.agent)
         return self._answer(target, part, extra)
 
     async def _get_apart(self, target: Target, at: int | None, *, own: bool) -> Reply:
@@ -105,6 +124,7 @@ class ConfigManager(Service):
         body = body_of(request, "configurations", "expected_revision", "changed_by")
         target = target_of(request, body)
         puts, deletes = configurations(body)
+        warnings = self.judge.check(target.layer, puts)
         await writes.put(
             self.pool,
             target.layer,
@@ -114,7 +134,7 @@ class ConfigManager(Service):
             expected=whole_number(body, "expected_revision", default=None, lowest=0, highest=HIGHEST),
             changed_by=text(body, "changed_by", longest=LONGEST_NAME) or subjects.CONFIG_SET,
         )
-        return await self._written(target)
+        return await self._written(target, warnings)
 
     async def _rollback(self, request: Request) -> Reply:
         body = body_of(request, "revision", "expected_revision", "changed_by")
@@ -126,6 +146,7 @@ class ConfigManager(Service):
             self.pool,
             target.layer,
             revision,
+            check=lambda values: self.judge.check(target.layer, values),
             compare=layers_of(target.agent, target.instance),
             expected=whole_number(body, "expected_revision", default=None, lowest=0, highest=HIGHEST),
             changed_by=text(body, "changed_by", longest=LONGEST_NAME) or subjects.CONFIG_ROLLBACK,
@@ -150,12 +171,33 @@ class ConfigManager(Service):
             "next_cursor": following,
         }
 
-    async def _written(self, target: Target) -> Reply:
+    async def _schema(self, request: Request) -> Reply:
+        body = body_of(request, "schema")
+        target = target_of(request, body)
+        if target.agent == GLOBAL_LAYER:
+            raise InvalidRequest("a schema belongs to one agent: name it")
+        with told_as_api_errors():
+            if body.get("schema") is None:
+                found = await self.pool.fetchrow(SQL["schema_of"], target.agent)
+                if found is None:
+                    raise NotFound(f"agent {target.agent} has not published a schema: it does so when it starts")
+                schema = orjson.loads(found["schema"])
+                return {"status": "success", "agent_name": target.agent, "schema": schema, "hash": found["schema_hash"]}
+            schema = schema_in(body)
+            digest = hash_of_schema(schema)
+            published_by = target.instance or "unknown"
+            await self.pool.execute(
+                SQL["publish_schema"], target.agent, orjson.dumps(schema).decode(), digest, published_by
+            )
+            await self.sync.refresh_schemas(self.pool)
+        return {"status": "success", "agent_name": target.agent, "hash": digest}
+
+    async def _written(self, target: Target, warnings: Sequence[str] = ()) -> Reply:
         """The reply after a write: at least what was written, whoever wrote since."""
         with told_as_api_errors():
             await self.sync.refresh(self.pool)
         self.sync.nudge()
-        return self._answer(target, None, {})
+        return self._answer(target, None, {"warnings": warnings} if warnings else {})
 
     async def _caught_up(self, least: int) -> Reply:
         """Make the table stand at revision `least` if Postgres does; what has to be said about it otherwise."""
@@ -181,6 +223,12 @@ class ConfigManager(Service):
             if piece is not None:
                 return piece
         return cast("Reply", orjson.Fragment(encoded))  # bytes that `Service` puts into the reply as they are
+
+    async def _check_held(self) -> Finding:
+        held = [f"{agent}.{key}: {hold.why}" for agent, keys in self.table.held().items() for key, hold in keys.items()]
+        if held:
+            return "warning", f"{len(held)} bad value(s) held back: {'; '.join(held[:10])}"
+        return "ok", "no value is held back"
 
     async def _check_listening(self) -> Finding:
         if not self.sync.listening:

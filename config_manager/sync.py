@@ -11,6 +11,7 @@ import asyncio
 import random
 import time
 from collections import deque
+from collections.abc import Iterable
 from typing import Any, Final
 
 import asyncpg
@@ -20,11 +21,13 @@ from nats import errors as nats_errors
 from nats.aio.client import Client
 
 from config_manager.database import GONE, SQL
+from config_manager.judge import Judge
 from config_manager.table import ConfigTable, Notice
 from perdure import subjects
 from perdure.errors import SetupError
 from perdure.settings import Settings
 from perdure.store.postgres import Connection, Pool, connect_direct
+from perdure.subjects import GLOBAL_LAYER
 
 CHANNEL: Final = "perdure_config"
 KEEP_ALIVE: Final = 5.0  # seconds between comparisons that nothing asked for; they find a dead connection, too
@@ -40,7 +43,7 @@ log = structlog.get_logger()
 class ConfigSync:
     """One loop that owns one direct connection: LISTEN, the broadcaster's lock, and the way from history to NATS."""
 
-    def __init__(self, settings: Settings, nats: Client, table: ConfigTable, *, instance_id: str) -> None:
+    def __init__(self, settings: Settings, nats: Client, table: ConfigTable, judge: Judge, *, instance_id: str) -> None:
         self.keep_alive = min(KEEP_ALIVE, settings.config_poll_interval)
         self.standby_poll = min(STANDBY_POLL, settings.config_poll_interval)
         self.patience = PATIENCE
@@ -50,6 +53,8 @@ class ConfigSync:
         self._settings = settings
         self._nats = nats
         self._table = table
+        self._judge = judge
+        self._schemas_changed = False
         self._instance_id = instance_id
         self._wake = asyncio.Event()
         self._recent: deque[Notice] = deque()
@@ -90,9 +95,17 @@ class ConfigSync:
                 heads = await connection.fetch(SQL["load_heads"])
         except asyncpg.UndefinedTableError as error:
             raise SetupError(f"the database has no configuration tables ({error}); run `perdure migrate`") from None
+        await self._judge.load(connection)
+        agents = self._judge.concerned(GLOBAL_LAYER)
+        fresh = ConfigTable()
+        fresh.load(revision, rows, heads)
+        judged = await self._judge.judge_all(connection, fresh, agents)
         if before <= revision < self._table.revision:
             return  # `refresh` has been quicker than this read
+        # Rows and holds in one go: no reader may see a bad value in between.
         self._table.load(revision, rows, heads)
+        self._table.drop_holds(agents)
+        self._table.hold(judged)
         self._recent.clear()
 
     async def refresh(self, source: Connection | Pool) -> None:
@@ -100,19 +113,51 @@ class ConfigSync:
         while True:
             began = self._table.revision
             changes = await source.fetch(SQL["changes_since"], began, BATCH)
+            judged = await self._judge.judge(source, changes) if changes else {}
             if began > self._table.revision:
                 continue  # another database has been loaded meanwhile
+            if changes and changes[-1]["revision"] <= self._table.revision:
+                continue  # another refresh was quicker; what was judged is older than what is known
             notices = self._table.apply(changes)
+            self._table.hold(judged)
+            self._doubt(notices)
             if len(self._recent) > REMEMBERED:
                 self._recent.clear()
             self._recent.extend(notices)
             if not changes or changes[-1]["revision"] < began + BATCH:
                 return
 
+    async def refresh_schemas(self, source: Connection | Pool) -> None:
+        """Read the schemas anew if any has changed, and judge its agent's rows by it."""
+        self._schemas_changed = False
+        await self._judge_agents(source, await self._judge.load(source))
+
+    async def _judge_agents(self, source: Connection | Pool, agents: Iterable[str]) -> None:
+        wanted = set(agents)
+        if not wanted:
+            return
+        for _ in range(20):  # under a storm of changes the last attempt has to do; the next change of a row judges it
+            began = self._table.revision
+            judged = await self._judge.judge_all(source, self._table, wanted)
+            if began == self._table.revision:
+                break
+        self._table.drop_holds(wanted)
+        self._table.hold(judged)
+
+    def _doubt(self, notices: Iterable[Notice]) -> None:
+        for notice in notices:
+            for doubt in self._judge.doubts(notice.layer, notice.keys):
+                log.warning(doubt, action="config.unknown_key", layer=notice.layer, revision=notice.revision)
+
+    def _told(self, payload: str) -> None:
+        if '"schema"' in payload:
+            self._schemas_changed = True
+        self._wake.set()
+
     async def _watch(self, connection: Connection) -> None:
         self._wake.clear()
         connection.add_termination_listener(lambda _connection: self._wake.set())
-        await connection.add_listener(CHANNEL, lambda *_heard: self._wake.set())
+        await connection.add_listener(CHANNEL, lambda *heard: self._told(str(heard[-1])))
         await self.reload(connection)
         await self._reconcile(connection)
         self.listening = True
@@ -138,12 +183,15 @@ class ConfigSync:
 
     async def _advance(self, connection: Connection) -> None:
         """The quick way after a NOTIFY."""
+        if self._schemas_changed:
+            await self.refresh_schemas(connection)
         await self.refresh(connection)
         if self.leading or await self._takes_lead(connection):
             await self._broadcast(connection)
 
     async def _reconcile(self, connection: Connection) -> None:
         """The sure way: compare with what the database says, whatever was heard or not."""
+        await self.refresh_schemas(connection)
         await self.refresh(connection)
         if not self.leading:
             await self._takes_lead(connection)

@@ -27,22 +27,51 @@ class Notice:
 
 
 @dataclass(frozen=True, slots=True)
+class Hold:
+    """That a row of `layer` is bad for an agent since `revision`: `value`, of `value_revision`, counts in its place.
+
+    `value` is None where there was no row before: then the layer below counts.
+    """
+
+    layer: str
+    revision: int
+    value_revision: int
+    value: str | None
+    why: str
+
+
+@dataclass(frozen=True, slots=True)
 class Snapshot:
-    """What one agent gets: its layers merged. `revision` is the newest that touched any of them."""
+    """What one agent gets: its layers merged. `revision` is the newest that touched any of them.
+
+    `origins` says which layer each value is from, `held` which keys are held, and why.
+    """
 
     agent: str
     revision: int
     values: dict[str, str]
     origins: dict[str, str]
+    held: dict[str, Hold]
 
     def reply(self) -> dict[str, Any]:
         """The body of a `config.get` reply."""
-        return {
+        body: dict[str, Any] = {
             "status": "success",
             "agent_name": self.agent,
             "configurations": self.values,
             "revision": self.revision,
         }
+        if self.held:
+            body["held"] = {
+                key: {
+                    "revision": hold.revision,
+                    "value_revision": hold.value_revision,
+                    "layer": hold.layer,
+                    "why": hold.why,
+                }
+                for key, hold in self.held.items()
+            }
+        return body
 
 
 class ConfigTable:
@@ -53,6 +82,7 @@ class ConfigTable:
         self._layers: dict[str, dict[str, str]] = {}
         self._heads: dict[str, int] = {}
         self._encoded: dict[str, dict[str, bytes]] = {}
+        self._holds: dict[str, dict[tuple[str, str], Hold]] = {}
 
     def load(self, revision: int, rows: Iterable[Record], heads: Iterable[Record]) -> None:
         """Begin anew from one consistent read of the tables."""
@@ -63,6 +93,22 @@ class ConfigTable:
                 self._layers.setdefault(row["agent_name"], {})[row["config_key"]] = row["config_value"]
         self._heads = {row["agent_name"]: row["revision"] for row in heads}
         self._encoded.clear()
+
+    def hold(self, judged: Mapping[tuple[str, str, str], Hold | None]) -> None:
+        """Take over what was found about (agent, layer, key): None ends a hold."""
+        for (agent, layer, key), hold in judged.items():
+            holds = self._holds.setdefault(agent, {})
+            if hold is not None:
+                holds[layer, key] = hold
+            else:
+                holds.pop((layer, key), None)
+            self._forget(agent)
+
+    def drop_holds(self, agents: Iterable[str]) -> None:
+        """Begin anew with the holds of some agents."""
+        for agent in agents:
+            self._holds.pop(agent, None)
+            self._forget(agent)
 
     def apply(self, changes: Iterable[Record]) -> list[Notice]:
         """Take the next rows of history, in order. Those that are in already are passed over."""
@@ -76,6 +122,8 @@ class ConfigTable:
                     values[row["config_key"]] = row["new_value"]
                 else:
                     values.pop(row["config_key"], None)
+                for holds in self._concerned_holds(layer):
+                    holds.pop((layer, row["config_key"]), None)
             self._heads[layer] = revision
             self._forget(layer)
             keys = tuple(row["config_key"] for row in rows)
@@ -88,13 +136,21 @@ class ConfigTable:
         """The merged layers: `*` below the agent, the agent below `agent@instance`."""
         values: dict[str, str] = {}
         origins: dict[str, str] = {}
+        held: dict[str, Hold] = {}
         revision = 0
+        holds = self._holds.get(agent, {})
         for layer in layers_of(agent, instance):
-            own = self._layers.get(layer, {})
-            values |= own
-            origins |= dict.fromkeys(own, layer)
+            for key, value in self._layers.get(layer, {}).items():
+                hold = holds.get((layer, key))
+                good = value if hold is None else hold.value
+                if good is not None:
+                    values[key], origins[key] = good, layer
+                if hold is not None:
+                    held[key] = hold
+                else:  # a good value of a higher layer: what is held below does not matter
+                    held.pop(key, None)
             revision = max(revision, self._heads.get(layer, 0))
-        return Snapshot(agent, revision, values, origins)
+        return Snapshot(agent, revision, values, origins, held)
 
     def encoded(self, agent: str, instance: str | None = None) -> bytes:
         """`snapshot(…).reply()` as JSON, kept until one of its layers changes."""
@@ -113,6 +169,20 @@ class ConfigTable:
     def heads(self) -> dict[str, int]:
         """Each layer that has visible rows, and the newest revision that touched it; sorted by name."""
         return {name: self._heads.get(name, 0) for name, rows in sorted(self._layers.items()) if rows}
+
+    def rows(self) -> list[tuple[str, str, str]]:
+        """Every visible row: layer, key, text."""
+        return [(layer, key, text) for layer, rows in self._layers.items() for key, text in rows.items()]
+
+    def held(self) -> dict[str, dict[str, Hold]]:
+        """The agents with held keys."""
+        found = {agent: self.snapshot(agent).held for agent, holds in self._holds.items() if holds}
+        return {agent: held for agent, held in sorted(found.items()) if held}
+
+    def _concerned_holds(self, layer: str) -> list[dict[tuple[str, str], Hold]]:
+        if layer == GLOBAL_LAYER:
+            return list(self._holds.values())
+        return [self._holds[agent]] if (agent := layer.partition("@")[0]) in self._holds else []
 
     def _forget(self, layer: str) -> None:
         if layer == GLOBAL_LAYER:

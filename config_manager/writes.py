@@ -40,11 +40,18 @@ async def put(
 
 
 async def roll_back(
-    pool: Pool, layer: str, revision: int, *, compare: Collection[str], expected: int | None, changed_by: str
+    pool: Pool,
+    layer: str,
+    revision: int,
+    *,
+    check: Callable[[Mapping[str, str]], object],
+    compare: Collection[str],
+    expected: int | None,
+    changed_by: str,
 ) -> int | None:
     """Make one layer what it was at `revision`; the return value and the errors are those of `put`.
 
-    Raises `NotFound` when there is no such revision yet.
+    `check` is given the values that come back, and may refuse them. Raises `NotFound` when there is no such revision.
     """
 
     async def work(connection: Connection) -> None:
@@ -57,6 +64,7 @@ async def roll_back(
             row["config_key"]: (row["new_value"], row["new_active"]) for row in then if row["new_value"] is not None
         }
         standing: dict[str, Row] = {row["config_key"]: (row["config_value"], row["is_active"]) for row in now}
+        check({key: value for key, (value, active) in wanted.items() if active})
         changed = {key: row for key, row in wanted.items() if standing.get(key) != row}
         await _write(connection, layer, changed, standing.keys() - wanted.keys())
 

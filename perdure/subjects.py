@@ -87,6 +87,11 @@ def config_rollback(agent: str) -> str:
     return f"{CONFIG_ROLLBACK}.{agent}"
 
 
+def config_schema(agent: str) -> str:
+    """Request subject that publishes, or asks for, the JSON Schema of an agent's settings."""
+    return f"{CONFIG_SCHEMA}.{agent}"
+
+
 def config_applied(agent: str) -> str:
     """Event subject on which each agent process says what became of a change."""
     return f"{CONFIG_APPLIED}.{agent}"

@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from rich.markup import escape
 
 from perdure.cli import config_view as view
 from perdure.cli.config_calls import Caller, calling, own_rows
-from perdure.cli.console import fail, out, print_json, run
+from perdure.cli.console import err, fail, out, print_json, run
 from perdure.errors import InvalidRequest
 
 Agent = Annotated[
@@ -54,6 +55,7 @@ def get(
     *,
     revision: Annotated[int | None, typer.Option("--revision", help="As it was at that revision.")] = None,
     instance: Instance = None,
+    explain: Annotated[bool, typer.Option("--explain", help="Say which layer each value is from.")] = False,
     output: Output = "table",
 ) -> None:
     """Show what an agent gets: its own rows over those of '*'.
@@ -63,10 +65,12 @@ def get(
     [bold]perdure config get assistant agent_role[/]
 
     [bold]perdure config get assistant --revision 12[/]
+
+    [bold]perdure config get assistant --explain[/]
     """
 
     async def work(caller: Caller) -> dict[str, Any]:
-        return await caller.get(agent, instance=instance, revision=revision)
+        return await caller.get(agent, instance=instance, revision=revision, explain=explain)
 
     reply = run(calling(work))
     if key is not None:
@@ -129,6 +133,8 @@ def _change(
 
     reply = run(calling(work))
     out.print(f"{reply['agent_name']} is at revision {reply['revision']}")
+    for warning in reply.get("warnings", ()):
+        err.print(f"[yellow]warning[/]: {escape(warning)}")
 
 
 @app.command("history")

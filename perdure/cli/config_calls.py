@@ -40,10 +40,17 @@ class Caller:
         return await request(self._nc, subject, {"agent_name": agent, **given}, timeout=10)
 
     async def get(
-        self, agent: str, *, instance: str | None = None, revision: int | None = None, own: bool = False
+        self,
+        agent: str,
+        *,
+        instance: str | None = None,
+        revision: int | None = None,
+        own: bool = False,
+        explain: bool = False,
     ) -> dict[str, Any]:
-        """What `agent` gets; `own`: its own rows alone, `revision`: as it was then."""
-        asked = {"agent_name": agent, "instance_id": instance, "revision": revision, "own": own or None}
+        """What `agent` gets; `own`: its own rows alone, `revision`: as it was then, `explain`: with their origins."""
+        asked: dict[str, Any] = {"agent_name": agent, "instance_id": instance, "revision": revision}
+        asked |= {"own": own or None, "explain": explain or None}
         body = {key: value for key, value in asked.items() if value is not None}
         return await fetch_reply(self._nc, subjects.CONFIG_GET, body, timeout=10)
 

@@ -24,11 +24,17 @@ def settings(reply: Mapping[str, Any]) -> Table:
     table = Table(title=f"{reply['agent_name']} at revision {reply['revision']}", title_justify="left")
     table.add_column("key", style="bold", no_wrap=True)
     table.add_column("value")
-    held = reply.get("held", {})
-    for key, value in sorted(reply["configurations"].items()):
-        table.add_row(escape(key), _cell(value))
+    held, origins = reply.get("held", {}), reply.get("origins")
+    rows = {key: (_cell(value), (origins or {}).get(key, "")) for key, value in reply["configurations"].items()}
+    if origins is not None:
+        table.add_column("from")
+        defaults = {key: value for key, value in reply.get("defaults", {}).items() if value is not None}
+        rows |= {key: (_cell(str(value)), "code") for key, value in defaults.items() if key not in rows}
+    for key, (value, origin) in sorted(rows.items()):
+        table.add_row(escape(key), value, *([escape(origin)] if origins is not None else []))
     for key, hold in sorted(held.items()):
-        table.add_row(f"[yellow]{escape(key)} held[/]", escape(str(hold.get("why", ""))))
+        why = f"revision {hold['revision']} is held back, revision {hold['value_revision']} counts: {hold['why']}"
+        table.add_row(f"[yellow]{escape(key)}[/]", f"[yellow]{escape(why)}[/]")
     if reply.get("stale"):
         table.caption = "Postgres is away: this is what the ConfigManager knew last"
     return table

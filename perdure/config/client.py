@@ -22,9 +22,11 @@ from pydantic import BaseModel
 from redis.asyncio import Redis
 
 from perdure import subjects
+from perdure.bus.wire import request
 from perdure.config.fetch import Fetched, fetch
 from perdure.config.last_known_good import LastKnownGood
 from perdure.config.messages import ConfigUpdate
+from perdure.config.schema import schema_of
 from perdure.config.snapshot import AgentConfig
 from perdure.errors import ApiError, SetupError, Unavailable
 from perdure.settings import Settings
@@ -64,6 +66,7 @@ class ConfigClient:
         self._on_change = on_change
         self._last_known_good = LastKnownGood(redis, agent_name)
         self._snapshot: AgentConfig | None = None
+        self._schema_known = False
         self._wanted = 0
         self._heard: ConfigUpdate | None = None
         self._look = asyncio.Event()
@@ -85,6 +88,7 @@ class ConfigClient:
         that nobody has written.
         """
         self._subscription = await self._nats.subscribe(subjects.CONFIG_UPDATE, cb=self._told)
+        await self._publish_schema()
         found = await self._first(patience)
         saved = await self._last_known_good.load()
         rows, revision = (found.values, found.revision) if found else saved or ({}, 0)
@@ -95,6 +99,7 @@ class ConfigClient:
                 revision=revision,
                 settings_model=self._model,
                 last_good=saved[0] if saved else None,
+                held=found.held if found else None,
                 stale=found is None or found.stale,
             )
         except ValueError as error:
@@ -145,6 +150,20 @@ class ConfigClient:
             self._wanted, self._heard = update.revision, update
         self._look.set()
 
+    async def _publish_schema(self) -> None:
+        """Tell the ConfigManager what the settings are, so that bad values are refused where they are written."""
+        if self._model is None or self._schema_known:
+            return
+        body = {"agent_name": self._agent, "instance_id": self._instance, "schema": schema_of(self._model)}
+        try:
+            await request(self._nats, subjects.config_schema(self._agent), body, timeout=2)
+        except ApiError as error:
+            log.info("the schema was not taken", action="config.schema_failed", agent=self._agent, error=error.message)
+            # Nobody there: again after the next good read. Refused: again would not help.
+            self._schema_known = not isinstance(error, Unavailable)
+        else:
+            self._schema_known = True
+
     async def _first(self, patience: float) -> Fetched | None:
         loop = asyncio.get_running_loop()
         deadline = loop.time() + patience
@@ -170,6 +189,7 @@ class ConfigClient:
             self._look.clear()
             try:
                 await self._read()
+                await self._publish_schema()
                 wait = 0.0
             except ApiError as error:
                 wait = min(max(wait, 0.05) * 2, LONGEST_BACKOFF) * random.uniform(0.5, 1.0)  # noqa: S311 - jitter
@@ -208,6 +228,7 @@ class ConfigClient:
                 revision=found.revision,
                 settings_model=self._model,
                 last_good=before.values,
+                held=found.held,
                 stale=found.stale,
             )
         except ValueError as error:  # nothing of it can be used: all stays as it was

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from base64 import b64decode
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Final
 
 import orjson
@@ -21,12 +21,14 @@ RESTARTS: Final = 20  # of a read in parts that a newer revision cut short
 class Fetched:
     """A reply to `config.get`.
 
-    `stale`: the ConfigManager answers from memory, Postgres is away. `rewound`: its database has never seen the
-    revision that we have; it was restored or made anew, and counts all the same.
+    `held`: keys whose newest value is bad, and why; `values` has their last good one. `stale`: the ConfigManager
+    answers from memory, Postgres is away. `rewound`: its database has never seen the revision that we have; it was
+    restored or made anew, and counts all the same.
     """
 
     values: Mapping[str, str]
     revision: int
+    held: Mapping[str, str] = field(default_factory=dict)
     stale: bool = False
     rewound: bool = False
 
@@ -53,6 +55,7 @@ async def fetch(
     return Fetched(
         {str(key): str(value) for key, value in values.items()},
         revision,
+        {str(key): str(hold.get("why", "refused")) for key, hold in (reply.get("held") or {}).items()},
         stale=bool(reply.get("stale")),
         rewound=bool(reply.get("rewound")),
     )

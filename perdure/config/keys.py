@@ -37,8 +37,10 @@ def _json_list(value: str) -> Any:
         raise ValueError(f"looks like a JSON list, but is none: {error}") from None
 
 
-Instructions = Annotated[list[str], BeforeValidator(_list_or_text)]
-Names = Annotated[list[str], BeforeValidator(_list_or_commas)]
+# How the schema says "a JSON list, or any text that does not begin like one".
+_NoJson = Annotated[str, Field(pattern=r"^(?!\s*\[)")]
+Instructions = Annotated[list[str], BeforeValidator(_list_or_text, json_schema_input_type=_NoJson | list[str])]
+Names = Annotated[list[str], BeforeValidator(_list_or_commas, json_schema_input_type=_NoJson | list[str])]
 
 
 class DurableAgentSettings(BaseModel):

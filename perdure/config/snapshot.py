@@ -58,9 +58,12 @@ class AgentConfig:
         revision: int = 0,
         settings_model: type[BaseModel] | None = None,
         last_good: Mapping[str, str] | None = None,
+        held: Mapping[str, str] | None = None,
         stale: bool = False,
     ) -> AgentConfig:
         """Build a snapshot from rows; a bad key is held at its value of `last_good`, or left out.
+
+        `held` are keys for which `values` has an older value already, and why.
 
         Raises `ValueError` when `settings_model` cannot be built at all: a field without a default and without a row.
         """
@@ -70,7 +73,7 @@ class AgentConfig:
             revision=revision,
             values=MappingProxyType(checked.values),
             hash=hash_of(checked.values),
-            held=MappingProxyType(checked.errors),
+            held=MappingProxyType({**(held or {}), **checked.errors}),
             settings=checked.settings,
             settings_model=settings_model,
             stale=stale,

@@ -58,9 +58,9 @@ async def test_a_bad_value_is_held_at_the_last_good_and_everything_else_applies(
             await connection.execute(PUT, "assistant", "agent_role", "new")
         await eventually(lambda: agent.snapshot.get_setting("agent_role") == "new")
         assert agent.snapshot.get_setting("max_iterations") == 5
-        assert "integer" in agent.snapshot.held["max_iterations"]
+        assert "whole number" in agent.snapshot.held["max_iterations"]
         await eventually(lambda: applied[-1]["status"] == "rejected")
-        assert "integer" in applied[-1]["errors"]["max_iterations"]
+        assert "whole number" in applied[-1]["errors"]["max_iterations"]
         assert applied[-1]["revision"] == 2
         await pool.execute(PUT, "assistant", "agent_goal", "later changes apply")
         await eventually(lambda: agent.snapshot.get_setting("agent_goal") == "later changes apply")

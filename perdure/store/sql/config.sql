@@ -94,3 +94,30 @@ WHERE agent_name = ANY($1::text[])
   AND ($5::text IS NULL OR config_key = $5)
 ORDER BY revision DESC, agent_name DESC, config_key DESC
 LIMIT $6;
+
+-- name: key_history
+-- One key of one layer up to revision $3, the newest first: where a value that is refused looks for its last good one.
+SELECT revision, new_value, new_active
+FROM config_history
+WHERE agent_name = $1 AND config_key = $2 AND revision <= $3
+ORDER BY revision DESC
+LIMIT 100;
+
+-- name: schemas
+SELECT agent_name, schema::text AS schema, schema_hash FROM config_schemas;
+
+-- name: schema_of
+SELECT schema::text AS schema, schema_hash FROM config_schemas WHERE agent_name = $1;
+
+-- name: schema_hashes
+SELECT agent_name, schema_hash FROM config_schemas;
+
+-- name: publish_schema
+-- The same schema again is no change, and tells nobody.
+INSERT INTO config_schemas (agent_name, schema, schema_hash, published_by) VALUES ($1, $2::text::json, $3, $4)
+ON CONFLICT (agent_name) DO UPDATE
+SET schema = EXCLUDED.schema,
+    schema_hash = EXCLUDED.schema_hash,
+    published_by = EXCLUDED.published_by,
+    published_at = EXCLUDED.published_at
+WHERE config_schemas.schema_hash <> EXCLUDED.schema_hash;
