@@ -18,6 +18,7 @@ from perdure.engine.points import reach
 from perdure.engine.retry import Retry
 from perdure.engine.rows import JournalRow
 from perdure.errors import ControlFlow, PerdureError, RunSuspended, StepFailed, WorkflowMisuse
+from perdure.store.postgres import own_session
 
 if TYPE_CHECKING:
     from perdure.engine.execution import Branch, Execution
@@ -228,17 +229,16 @@ class TransactionCall(StepCall):
         execution = self.execution
         row: JournalRow | None = None
         try:
-            async with execution.host.pool.acquire() as connection:
-                async with connection.transaction():
-                    async with asyncio.timeout(self._timeout):
-                        value = await self._function(connection, *self._args, **kwargs)
-                    text = self._spec.result.encode(value, what=f"the result of transaction {self.name!r}")
-                    execution.busy += 1
-                    row = self.row("ok", text, attempt=self._attempt)
-                    held = await write_rows(connection, [Entry(execution, row=row)])
-                    if not held:
-                        raise Fenced
-                reach("step.after_commit", execution.run_id, self.name)
+            async with execution.host.pool.acquire() as connection, own_session(connection), connection.transaction():
+                async with asyncio.timeout(self._timeout):
+                    value = await self._function(connection, *self._args, **kwargs)
+                text = self._spec.result.encode(value, what=f"the result of transaction {self.name!r}")
+                execution.busy += 1
+                row = self.row("ok", text, attempt=self._attempt)
+                held = await write_rows(connection, [Entry(execution, row=row)])
+                if not held:
+                    raise Fenced
+            reach("step.after_commit", execution.run_id, self.name)
         except Fenced:
             execution.fenced()
             raise

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from typing import TypeAlias
 
 import asyncpg
@@ -36,9 +38,26 @@ async def create_pool(settings: Settings, role: str, *, size: int | None = None)
             max_size=size or settings.pool_size,
             command_timeout=settings.statement_timeout + 5,
             server_settings=_server_settings(settings, role),
+            reset=_keep,
         )
     except (OSError, asyncpg.PostgresError, TimeoutError, ValueError) as error:
         raise SetupError(unreachable(settings, error)) from error
+
+
+async def _keep(_connection: Connection) -> None:
+    """Nothing of ours changes a session, so its reset (a round trip a release) is left to those who let users in."""
+
+
+@asynccontextmanager
+async def own_session(connection: PooledConnection) -> AsyncIterator[None]:
+    """Whatever is done to the session inside (SET, LISTEN, an advisory lock) is undone before the next user of it."""
+    try:
+        yield
+    finally:
+        try:
+            await connection.reset(timeout=5)
+        except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError, TimeoutError):
+            connection.terminate()  # nobody gets this session again
 
 
 async def connect_direct(settings: Settings, role: str) -> Connection:
