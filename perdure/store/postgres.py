@@ -26,15 +26,15 @@ def _server_settings(settings: Settings, role: str) -> dict[str, str]:
     }
 
 
-async def create_pool(settings: Settings, role: str, *, size: int | None = None) -> Pool:
-    """A pool for the queries of one process. `role` is shown in `pg_stat_activity`.
+async def create_pool(settings: Settings, role: str, *, size: int | None = None, lazy: bool = False) -> Pool:
+    """A pool for the queries of one process. `role` is shown in `pg_stat_activity`; `lazy` connects on first use.
 
     Raises `SetupError` when the database cannot be reached, naming the address (never the password).
     """
     try:
         return await asyncpg.create_pool(
             settings.database_url,
-            min_size=1,
+            min_size=0 if lazy else 1,
             max_size=size or settings.pool_size,
             command_timeout=settings.statement_timeout + 5,
             server_settings=_server_settings(settings, role),
