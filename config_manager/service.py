@@ -10,9 +10,10 @@ from typing import Any, ClassVar, Final, cast
 import asyncpg
 import orjson
 
-from config_manager import writes
+from config_manager import redis_copy, writes
 from config_manager.database import GONE, SQL, told_as_api_errors
 from config_manager.judge import Judge
+from config_manager.redis_copy import RedisCopy
 from config_manager.replies import cursor_of, page_of, part_of
 from config_manager.requests import (
     HIGHEST,
@@ -33,12 +34,13 @@ from perdure.config.schema import hash_of_schema
 from perdure.errors import InvalidRequest, NotFound, SetupError, TooLarge
 from perdure.observe.health import Finding
 from perdure.settings import Settings
-from perdure.store.postgres import connect_direct, unreachable
+from perdure.store.postgres import connect_direct, create_pool, unreachable
 from perdure.subjects import GLOBAL_LAYER
 
 Reply = dict[str, Any]
 LONGEST_NAME: Final = 200  # of changed_by
-FIRST_LISTEN: Final = 5.0  # seconds that a start waits until it listens
+PATIENCE: Final = 1.0  # seconds that a read waits for Postgres before memory has to do
+FIRST_LISTEN: Final = 3.0  # seconds that a start waits until it listens
 
 
 class ConfigManager(Service):
@@ -46,15 +48,23 @@ class ConfigManager(Service):
 
     service_name: ClassVar[str] = "config-manager"
     description: ClassVar[str] = "configuration of all agents"
+    needs: ClassVar[frozenset[str]] = frozenset({"nats", "redis"})  # it starts without Postgres, on its copy in Redis
 
     def __init__(self, settings: Settings | None = None) -> None:
         super().__init__(settings)
         self.table = ConfigTable()
         self.judge = Judge()
+        self.copy: RedisCopy
         self.sync: ConfigSync
 
     async def on_start(self) -> None:
-        """Read the table, then answer. Raises `SetupError` when the tables are not there."""
+        """Read the table, or its copy in Redis when Postgres is down, then answer.
+
+        Raises `SetupError` when the tables are not there, or when there is neither Postgres nor a copy.
+        """
+        self.pool = await create_pool(self.settings, self.name, lazy=True)
+        self.health.add("postgres", self._check_postgres)
+        self.copy = RedisCopy(self.redis, self.table)
         self.sync = ConfigSync(self.settings, self.nats, self.table, self.judge, instance_id=self.instance_id)
         try:
             connection = await connect_direct(self.settings, "config-manager start")
@@ -63,9 +73,16 @@ class ConfigManager(Service):
             finally:
                 await connection.close()
         except (*GONE, asyncpg.PostgresError) as error:
-            raise SetupError(unreachable(self.settings, error)) from error
+            if not await self.copy.load():
+                raise SetupError(unreachable(self.settings, error)) from error
+            self.logger.warning(
+                "Postgres is down: answering from the copy in Redis",
+                action="config.started_stale",
+                revision=self.table.revision,
+            )
         await self.endpoint("list", subjects.CONFIG_LIST, self._list, queue=subjects.QUEUE_CONFIG)
         self.spawn(self.sync.run, name="config-sync")
+        self.spawn(self._copy_loop, name="config-copy")
         with suppress(TimeoutError):  # it goes on trying, and says so
             async with asyncio.timeout(FIRST_LISTEN):
                 await self.sync.started.wait()
@@ -204,7 +221,8 @@ class ConfigManager(Service):
         if least <= self.table.revision and self.sync.listening:
             return {}
         try:
-            await self.sync.refresh(self.pool)
+            async with asyncio.timeout(PATIENCE):
+                await self.sync.refresh(self.pool)
         except (*GONE, asyncpg.PostgresError) as error:
             self.logger.warning("answered from memory", action="config.stale_answer", error=str(error))
             return {"stale": True}
@@ -223,6 +241,12 @@ class ConfigManager(Service):
             if piece is not None:
                 return piece
         return cast("Reply", orjson.Fragment(encoded))  # bytes that `Service` puts into the reply as they are
+
+    async def _copy_loop(self) -> None:
+        while True:
+            await asyncio.sleep(redis_copy.INTERVAL)
+            if self.sync.leading:
+                await self.copy.save()
 
     async def _check_held(self) -> Finding:
         held = [f"{agent}.{key}: {hold.why}" for agent, keys in self.table.held().items() for key, hold in keys.items()]

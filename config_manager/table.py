@@ -170,6 +170,14 @@ class ConfigTable:
         """Each layer that has visible rows, and the newest revision that touched it; sorted by name."""
         return {name: self._heads.get(name, 0) for name, rows in sorted(self._layers.items()) if rows}
 
+    def all_holds(self) -> dict[tuple[str, str, str], Hold]:
+        """Every hold, by agent, layer and key."""
+        return {(agent, *where): hold for agent, holds in self._holds.items() for where, hold in holds.items()}
+
+    def all_heads(self) -> dict[str, int]:
+        """The newest revision of each layer that ever was."""
+        return dict(self._heads)
+
     def rows(self) -> list[tuple[str, str, str]]:
         """Every visible row: layer, key, text."""
         return [(layer, key, text) for layer, rows in self._layers.items() for key, text in rows.items()]

@@ -12,7 +12,7 @@ import orjson
 import pytest
 
 from config_manager.service import ConfigManager
-from tests.config_support import following, manager
+from tests.config_support import PUT, following, manager
 from tests.support import eventually
 
 ANSI = re.compile(r"\x1b\[[0-9;]*m")
@@ -120,7 +120,7 @@ async def test_without_a_manager_the_error_says_so(perdure, settings) -> None:
     assert (code, "perdure status" in err) == (1, True)
 
 
-async def test_watch_shows_changes_and_what_became_of_them(running, perdure, settings, nc, redis) -> None:
+async def test_watch_shows_changes_and_what_became_of_them(running, perdure, settings, nc, redis, pool) -> None:
     async def watch(process):
         shown = []
 
@@ -130,7 +130,11 @@ async def test_watch_shows_changes_and_what_became_of_them(running, perdure, set
 
         reading = asyncio.create_task(read())
         await eventually(lambda: any("watching" in line for line in shown), timeout=20)
-        await perdure("config", "set", "assistant", "max_iterations=many", "agent_role=x")
+        code, _, err = await perdure("config", "set", "assistant", "max_iterations=many", "agent_role=x")
+        assert (code, "max_iterations must be a whole number" in err) == (1, True)
+        code, _, err = await perdure("config", "set", "assistant", "max_iteration=5")
+        assert (code, "did you mean max_iterations?" in err) == (0, True)
+        await pool.execute(PUT, "assistant", "max_iterations", "many")
         await eventually(lambda: any("rejected" in line for line in shown))
         process.terminate()
         await process.wait()
@@ -139,8 +143,8 @@ async def test_watch_shows_changes_and_what_became_of_them(running, perdure, set
 
     async with following(nc, redis, settings):
         _, out, _ = await perdure("config", "watch", "assistant", started=watch)
-    assert "assistant revision 1 changed agent_role, max_iterations" in out
-    assert "integer" in out
+    assert "assistant revision 1 changed max_iteration" in out
+    assert "must be a whole number" in out
 
 
 @pytest.mark.parametrize(

@@ -18,6 +18,10 @@ class Mailer(BaseModel):
     smtp_password: str | None = Field(None, json_schema_extra={"secret": True})
 
 
+class Later(BaseModel):
+    retries: str = ""
+
+
 async def publish(nc, agent: str, model: type[BaseModel]) -> dict[str, Any]:
     return await ask(nc, f"config.schema.{agent}", {"schema": schema_of(model), "instance_id": "i-1"})
 
@@ -119,9 +123,7 @@ async def test_a_hold_is_the_same_after_a_restart_and_on_another_manager(setting
         await eventually(lambda: one.table.revision == 2)
         async with manager(settings, instance_id="two") as two:
             assert one.table.held() == two.table.held() != {}
-            await publish(
-                nc, "mailer", type("Later", (BaseModel,), {"__annotations__": {"retries": str}, "retries": ""})
-            )
+            await publish(nc, "mailer", Later)
             await eventually(lambda: one.table.held() == two.table.held() == {})
     async with manager(settings) as after:
         assert after.table.snapshot("mailer").values == {"retries": "many"}
