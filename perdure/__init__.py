@@ -5,8 +5,9 @@ Everything an author needs is imported from here: `from perdure import BaseAgent
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from perdure.lazy import exports
 
 if TYPE_CHECKING:
     from perdure.agent.base import BaseAgent
@@ -15,9 +16,9 @@ if TYPE_CHECKING:
     from perdure.client import Client, RunHandle
     from perdure.config.messages import ConfigUpdate
     from perdure.config.snapshot import AgentConfig
+    from perdure.engine import Context, Retry, StepContext, workflow
     from perdure.errors import PerdureError, PermanentError, RetryableError, RunFailed, StepFailed
     from perdure.runner.runner import AgentRunner, run_agent
-    from perdure.engine import Context, Retry, StepContext, workflow
 
 # Where each name lives. They are imported when they are first asked for: a step needs no HTTP client to start.
 _HOMES = {
@@ -62,11 +63,4 @@ __all__ = [
     "workflow",
 ]
 
-
-def __getattr__(name: str) -> Any:
-    home = _HOMES.get(name)
-    if home is None:
-        raise AttributeError(f"module 'perdure' has no attribute {name!r}")
-    value = getattr(import_module(home), name)
-    globals()[name] = value
-    return value
+__getattr__ = exports(__name__, _HOMES, globals())
