@@ -114,15 +114,15 @@ def begin_log(log_file: Path) -> int:
     return size
 
 
-def last_words(log_file: Path, begin: int) -> str:
-    """The last lines of a log, as one line, from byte `begin` on."""
+def last_words(log_file: Path, begin: int, *, lines: int = 3) -> str:
+    """The last `lines` of a log, as one line, from byte `begin` on."""
     try:
         with log_file.open("rb") as log:
             log.seek(max(begin, log.seek(0, os.SEEK_END) - 20_000))
-            lines = log.read().decode("utf-8", "replace").strip().splitlines()
+            said = log.read().decode("utf-8", "replace").strip().splitlines()
     except OSError as error:
         return f"its log cannot be read: {error}"
-    return " | ".join(line.strip() for line in lines[-3:])
+    return " | ".join(line.strip() for line in said[-lines:])
 
 
 def _alive(process: psutil.Process) -> bool:

@@ -20,10 +20,11 @@ class NatsServer(EmbeddedServer):
     def command(self) -> list[str]:
         """The program and its arguments."""
         return [
-            *(str(binaries.nats_server()), "--addr", HOST, "--port", str(self.port), "--name", "perdure"),
+            *(str(binaries.nats_server()), "--addr", HOST, "--port", str(self.port), "--name", self.id),
             *("--jetstream", "--store_dir", str(self.data_dir)),
         ]
 
     async def ready(self) -> bool:
-        """The greeting of a server whose JetStream is up."""
-        return b'"jetstream":true' in await ask(self.port, b"")
+        """The greeting of our server, by the name we gave it, with JetStream up."""
+        greeting = await ask(self.port, b"")
+        return b'"jetstream":true' in greeting and f'"server_name":"{self.id}"'.encode() in greeting

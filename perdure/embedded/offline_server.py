@@ -24,12 +24,13 @@ class OfflineServer(EmbeddedServer):
         return [sys.executable, "-P", "-m", "perdure.llm.offline", "--port", str(self.port)]
 
     def environment(self) -> dict[str, str]:
-        """Ours, with where this perdure is: in a checkout the working folder may not say."""
-        return python_environment()
+        """Ours, with where this perdure is (in a checkout the working folder may not say), and who it is."""
+        return python_environment({"PERDURE_INSTANCE_ID": self.id})
 
     async def prepare(self) -> None:
         """Nothing: there is no data folder."""
 
     async def ready(self) -> bool:
-        """Its health page answers."""
-        return b" 200 " in await ask(self.port, b"GET /healthz HTTP/1.0\r\n\r\n")
+        """Its health page answers, with the id we gave it."""
+        said = await ask(self.port, b"GET /healthz HTTP/1.0\r\n\r\n", until=b"}")
+        return b" 200 " in said and self.id.encode() in said

@@ -21,7 +21,6 @@ from redis.exceptions import RedisError
 from perdure.bus.connection import connect
 from perdure.embedded.nats_server import NatsServer
 from perdure.embedded.offline_server import OfflineServer
-from perdure.embedded.ports import port_or_free
 from perdure.embedded.postgres_server import PostgresServer
 from perdure.embedded.processes import PlatformProcess, ProcessSpec, declared_processes, in_waves
 from perdure.embedded.redis_server import RedisServer
@@ -81,7 +80,7 @@ class Platform:
         self._offline = wants_offline if offline is None else offline
         self._say = say or _to_log
         self._fast = fast
-        self._parts: list[tuple[EmbeddedServer | PlatformProcess, str]] = []
+        self._parts: list[EmbeddedServer | PlatformProcess] = []
         self._given: list[Part] = []
         self._watch = Watch(self._say, on_restart=self._write)
         self._lock: IO[bytes] | None = None
@@ -126,7 +125,7 @@ class Platform:
     async def kill(self) -> None:
         """End all of it at once: what a second Ctrl-C asks for."""
         await self._watch.close()
-        await asyncio.gather(*(part.kill() for part, _ in self._parts))
+        await asyncio.gather(*(part.kill() for part in self._parts))
 
     async def _start_servers(self) -> None:
         servers: list[EmbeddedServer] = []
@@ -139,7 +138,7 @@ class Platform:
                 servers.append(kind(self.home, port=self._port(name)))
         if self._offline:
             servers.append(OfflineServer(self.home, port=self._port("offline-model")))
-        await self._start_parts([(server, self._port_note(server)) for server in servers])
+        await self._start_parts(servers)
         found = {server.name: server.url for server in servers}
         self.urls = PlatformUrls(
             found.get("nats", self._settings.nats_url),
@@ -152,14 +151,14 @@ class Platform:
         if self._nc is None:
             self._nc = await connect(self._named(), "supervisor")
         env = {**self.urls.environment(), "PERDURE_HOME": str(self.home)}
-        await self._start_parts([(PlatformProcess(s, home=self.home, env=env, nc=self._nc), "") for s in wave])
+        await self._start_parts([PlatformProcess(spec, home=self.home, env=env, nc=self._nc) for spec in wave])
 
-    async def _start_parts(self, parts: Sequence[tuple[EmbeddedServer | PlatformProcess, str]]) -> None:
+    async def _start_parts(self, parts: Sequence[EmbeddedServer | PlatformProcess]) -> None:
         # Known before they run, so that a failure or a signal in between stops them too.
         self._parts.extend(parts)
-        for part, _ in parts:
+        for part in parts:
             self._say(f"starting {part.name}")
-        tasks = [asyncio.ensure_future(self._tell(part.start())) for part, _ in parts]
+        tasks = [asyncio.ensure_future(self._tell(part.start())) for part in parts]
         try:
             # The first failure ends the start: the others need not be waited for.
             for task in asyncio.as_completed(tasks):
@@ -168,7 +167,7 @@ class Platform:
             for each in tasks:
                 each.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
-        for part, _ in parts:
+        for part in parts:
             self._watch.add(part)
 
     async def _tell(self, starting: Awaitable[None]) -> None:
@@ -196,7 +195,7 @@ class Platform:
     async def _stop(self) -> None:
         await self._watch.close()
         patience = self._settings.drain_timeout + 5
-        processes = [part for part, _ in self._parts if isinstance(part, PlatformProcess)]
+        processes = [part for part in self._parts if isinstance(part, PlatformProcess)]
         # Agents first, while the services they talk to are there; servers last. Their waves are in order.
         agents = [each for each in processes if each.name.startswith("agent-")]
         services = [each for each in processes if each not in agents]
@@ -204,7 +203,7 @@ class Platform:
             await asyncio.gather(*(each.stop(timeout=patience) for each in reversed(group)))
         if self._nc is not None:
             await self._nc.close()
-        servers = [part for part, _ in self._parts if isinstance(part, EmbeddedServer)]
+        servers = [part for part in self._parts if isinstance(part, EmbeddedServer)]
         await asyncio.gather(*(server.stop() for server in reversed(servers)))
         if self._lock is not None:
             if self.state is not None:
@@ -222,18 +221,12 @@ class Platform:
         return self._settings.model_copy(update=found)
 
     def _port(self, name: str) -> int | None:
-        return None if self._free_ports else port_or_free(DEFAULT_PORTS[name])
-
-    def _port_note(self, server: EmbeddedServer) -> str:
-        wanted = DEFAULT_PORTS[server.name]
-        if self._free_ports or server.port == wanted:
-            return ""
-        return f"port {wanted} is taken, uses {server.port}"
+        return None if self._free_ports else DEFAULT_PORTS[name]
 
     def _write(self, *, ready: bool | None = None) -> None:
         if self.state is None:
             return
-        parts = tuple(_part(part, note) for part, note in self._parts)
+        parts = tuple(_part(part) for part in self._parts)
         self.state = self.state.with_parts(
             (*self._given, *parts),
             urls=self.urls,
@@ -243,10 +236,10 @@ class Platform:
         write_state(self.home, self.state)
 
 
-def _part(part: EmbeddedServer | PlatformProcess, note: str) -> Part:
+def _part(part: EmbeddedServer | PlatformProcess) -> Part:
     running = Running.of(part.pid) if part.running else None
     stop_signal = int(part.stop_signal if isinstance(part, EmbeddedServer) else signal.SIGTERM)
-    return Part(part.name, running, part.url, str(part.log_file), note, stop_signal)
+    return Part(part.name, running, part.url, str(part.log_file), part.note, stop_signal)
 
 
 def _to_log(line: str) -> None:

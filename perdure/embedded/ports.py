@@ -25,11 +25,6 @@ def is_free(port: int) -> bool:
     return True
 
 
-def port_or_free(wanted: int) -> int:
-    """`wanted`, or a free port when something listens there."""
-    return wanted if is_free(wanted) else free_port()
-
-
 def free_port() -> int:
     """A port that was free a moment ago. Raises `SetupError` when a thousand tries find none."""
     for _ in range(1000):

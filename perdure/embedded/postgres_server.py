@@ -79,6 +79,8 @@ class PostgresServer(EmbeddedServer):
 
     async def ready(self) -> bool:
         """It takes a connection to its database; the first time that database is made."""
+        if not await asyncio.to_thread(self._listens):
+            return False
         try:
             connection = await asyncpg.connect(self.url, timeout=2)
         except asyncpg.InvalidCatalogNameError:
@@ -95,6 +97,15 @@ class PostgresServer(EmbeddedServer):
         if self._socket_dir is not None:
             await asyncio.to_thread(shutil.rmtree, self._socket_dir, ignore_errors=True)
             self._socket_dir = None
+
+    def _listens(self) -> bool:
+        """Whether our child has the port, by the file it writes: who else answers there must not be asked anything."""
+        try:
+            said = (self.data_dir / "postmaster.pid").read_text(encoding="utf-8").splitlines()
+        except (OSError, UnicodeDecodeError):
+            return False
+        # Its lines: process id, data folder, start, port, socket folder, address, memory, status.
+        return len(said) > 7 and said[0] == str(self.pid) and said[3] == str(self.port) and said[7].strip() == "ready"
 
     def _prepare(self) -> None:
         self._account = other_account()

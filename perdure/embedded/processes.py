@@ -71,6 +71,7 @@ class PlatformProcess:
     """One process of the platform as a child of ours; `start` returns when it answers on the bus."""
 
     start_timeout = 60.0
+    note = ""
 
     def __init__(self, spec: ProcessSpec, *, home: Path, env: Mapping[str, str], nc: Client) -> None:
         self.name = spec.name

@@ -26,5 +26,6 @@ class RedisServer(EmbeddedServer):
         ]
 
     async def ready(self) -> bool:
-        """It has loaded its data."""
-        return await ask(self.port, b"PING\r\n") == b"+PONG\r\n"
+        """It has loaded its data, and is our child by its process id."""
+        said = await ask(self.port, b"INFO server\r\nPING\r\n", until=b"+PONG\r\n")
+        return f"\r\nprocess_id:{self.pid}\r\n".encode() in said and said.endswith(b"+PONG\r\n")

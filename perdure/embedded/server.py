@@ -9,20 +9,25 @@ import time
 from abc import ABC, abstractmethod
 from pathlib import Path
 from typing import ClassVar
+from uuid import uuid4
 
 from perdure.embedded.accounts import Account
 from perdure.embedded.child import Child, begin_log, last_words
-from perdure.embedded.ports import HOST, free_port
+from perdure.embedded.ports import HOST, free_port, is_free
 from perdure.errors import SetupError
 
 _POLL = 0.01
+_PORT_TRIES = 10
+_OTHER_TRIES = 5
+_TAKEN = "address already in use"
 
 
 class EmbeddedServer(ABC):
-    """A server that is our child. `start` returns when it answers; the port stays the same over restarts.
+    """A server that is our child. `start` returns when it answers, and that it is ours is proved, not assumed.
 
     `home` is the folder of the platform: data go to `home/<name>`, the log to `home/log/<name>.log`. `port` is the
-    port on loopback, `None` takes a free one.
+    port on loopback that is tried first; when another program has it, as with `None`, a free one is taken and `note`
+    says so. The port stays the same over restarts. `id` is what some servers prove themselves by.
     """
 
     name: ClassVar[str]
@@ -33,8 +38,10 @@ class EmbeddedServer(ABC):
         self.home = home.resolve()
         self.data_dir = self.home / self.name
         self.log_file = self.home / "log" / f"{self.name}.log"
-        self._fixed_port = port is not None
+        self.id = f"perdure-{uuid4().hex[:12]}"
         self.port = free_port() if port is None else port
+        self._wanted = port
+        self._settled = False  # it has answered on this port, which clients know now
         self._child: Child | None = None
         self._log_begins = 0
 
@@ -49,7 +56,7 @@ class EmbeddedServer(ABC):
 
     @abstractmethod
     async def ready(self) -> bool:
-        """Whether it answers now; called until it does."""
+        """Whether it answers now; called until it does. A server of someone else on the port is a no."""
 
     async def prepare(self) -> None:
         """Make the data folder ready, before each start."""
@@ -82,13 +89,22 @@ class EmbeddedServer(ABC):
         """The exit code of the ended process, negative for a signal; `None` while it runs or before its start."""
         return self._child.poll() if self._child else None
 
+    @property
+    def note(self) -> str:
+        """What a user should know about it: that its usual port was taken."""
+        if self._wanted is None or self._wanted == self.port:
+            return ""
+        return f"port {self._wanted} is taken, uses {self.port}"
+
     async def start(self) -> None:
         """Start it and wait until it answers. Raises `SetupError` with the end of its log when it does not."""
         if self.running:
             return
         self.log_file.parent.mkdir(parents=True, exist_ok=True)
         await self.prepare()
-        for attempt in range(10):
+        if not self._settled and not is_free(self.port):
+            self.port = free_port()
+        for attempt in range(_PORT_TRIES):
             self._log_begins = begin_log(self.log_file)
             self._child = Child.spawn(
                 self.command(),
@@ -100,13 +116,20 @@ class EmbeddedServer(ABC):
             )
             if await self._answers():
                 return
-            # Another program may have taken the free port in between, and a killed server's last children may
-            # still hold its memory: both pass.
-            if self._fixed_port and attempt >= 1:
-                break
-            if not self._fixed_port:
+            # Another program may have taken the port since it was looked at.
+            taken = self._port_was_taken()
+            if taken and not self._settled:
                 self.port = free_port()
+                continue
+            # What may pass: a killed server's last children still hold its memory, or its port.
+            if attempt + 1 >= _OTHER_TRIES:
+                break
             await asyncio.sleep(0.05 * (attempt + 1))
+        if self._settled and self._port_was_taken():
+            raise SetupError(
+                f"another program took {self.name}'s port {self.port} on {HOST} while it was down; "
+                f"end that program, or restart the platform, which then takes a free port (log: {self.log_file})"
+            )
         raise SetupError(f"{self.name} does not start on port {self.port}: {self._said()} (log: {self.log_file})")
 
     async def stop(self, *, timeout: float = 20.0) -> None:
@@ -135,7 +158,7 @@ class EmbeddedServer(ABC):
             if not self.running:
                 return False
             if await self.ready():
-                self._fixed_port = True
+                self._settled = True
                 return True
             await asyncio.sleep(_POLL)
         await self.kill()
@@ -144,20 +167,24 @@ class EmbeddedServer(ABC):
             f"(log: {self.log_file})"
         )
 
+    def _port_was_taken(self) -> bool:
+        """Whether the child ended because it could not listen: every server says so in the system's own words."""
+        return _TAKEN in last_words(self.log_file, self._log_begins, lines=50).lower()
+
     def _said(self) -> str:
         return last_words(self.log_file, self._log_begins) or f"exit code {self.exit_code}, no output"
 
 
-async def ask(port: int, question: bytes, *, timeout: float = 1.0) -> bytes:
-    """Send `question` to a local port and return the first line of the answer, `b""` when there is none."""
+async def ask(port: int, question: bytes, *, until: bytes = b"\n", timeout: float = 1.0) -> bytes:
+    """Send `question` to a local port and return the answer up to `until`, `b""` when there is none."""
     try:
         async with asyncio.timeout(timeout):
             reader, writer = await asyncio.open_connection(HOST, port)
             try:
                 if question:
                     writer.write(question)
-                return await reader.readline()
+                return await reader.readuntil(until)
             finally:
                 writer.close()
-    except (OSError, TimeoutError, ValueError):
+    except (OSError, TimeoutError, EOFError, asyncio.LimitOverrunError):
         return b""

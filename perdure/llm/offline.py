@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import hashlib
+import os
 import re
 import signal
 from collections.abc import AsyncIterator, Mapping
@@ -132,9 +133,10 @@ class OfflineModel:
             await runner.cleanup()
 
     async def _root(self, _: web.Request) -> web.Response:
-        return _json(
-            {"name": MODEL, "notice": SAYS, "endpoints": ["/v1/chat/completions", "/v1/embeddings", "/v1/models"]}
-        )
+        endpoints = ["/v1/chat/completions", "/v1/embeddings", "/v1/models"]
+        # Whoever started it can tell it from another program on the same port.
+        instance = os.environ.get("PERDURE_INSTANCE_ID")
+        return _json({"name": MODEL, "notice": SAYS, "endpoints": endpoints, "instance": instance})
 
     async def _models(self, _: web.Request) -> web.Response:
         return _json({"object": "list", "data": [self._described()]})
@@ -190,7 +192,7 @@ class OfflineModel:
             texts = payload.get("input")
             texts = [texts] if isinstance(texts, str) else texts
             if not isinstance(texts, list) or not texts or not all(isinstance(text, str) for text in texts):
-                raise ValueError("`input` must be a text or a list of texts")  # noqa: TRY301
+                raise ValueError("`input` must be a text or a list of texts")
         except ValueError as error:
             return _refuse(str(error))
         rows = [{"object": "embedding", "index": at, "embedding": embed(text)} for at, text in enumerate(texts)]

@@ -99,7 +99,7 @@ async def test_a_taken_default_port_is_replaced_and_said_so(home: Path, monkeypa
 
 
 def platform_parts(platform: Platform):
-    return [platform_module._part(part, note) for part, note in platform._parts]
+    return [platform_module._part(part) for part in platform._parts]
 
 
 async def test_a_second_platform_in_a_home_is_refused_and_the_first_lives_on(home: Path):
