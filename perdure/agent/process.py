@@ -9,7 +9,8 @@ import structlog
 
 from perdure.agent.base import BaseAgent, Resources
 from perdure.bus.service import Service
-from perdure.config.client import ConfigClient
+from perdure.config.callbacks import call_back
+from perdure.config.client import CALLBACK, ConfigClient
 from perdure.config.messages import ConfigUpdate
 from perdure.config.snapshot import AgentConfig
 from perdure.engine.clock import Clock
@@ -139,10 +140,17 @@ class AgentProcess(Service):
             values, agent_name=self.name, revision=revision, settings_model=self._given.Settings
         )
 
-    async def _changed(self, update: ConfigUpdate, config: AgentConfig) -> None:
+    async def _changed(self, update: ConfigUpdate, config: AgentConfig) -> Mapping[str, str]:
+        before = self.agent.config
         self.agent.adopt(config)
         self._level(config)
-        await self.agent._handle_config_update(update)  # noqa: SLF001 -- the author's hook, named by the contract
+        errors = await call_back(self.agent, before, config)
+        try:
+            await self.agent._handle_config_update(update)  # noqa: SLF001 -- the author's hook, named by the contract
+        except Exception as error:
+            log.exception("the agent's config callback failed", action="config.callback_failed", agent=self.name)
+            errors[CALLBACK] = f"{type(error).__name__}: {error}"
+        return errors
 
     def _level(self, config: AgentConfig) -> None:
         if level := config.values.get("log_level"):

@@ -31,7 +31,7 @@ from perdure.config.snapshot import AgentConfig
 from perdure.errors import ApiError, SetupError, Unavailable
 from perdure.settings import Settings
 
-OnChange = Callable[[ConfigUpdate, AgentConfig], Awaitable[None]]
+OnChange = Callable[[ConfigUpdate, AgentConfig], Awaitable[Mapping[str, str] | None]]
 
 START_PATIENCE: Final = 2.0  # seconds that a start waits for a ConfigManager before it takes the last known good
 LONGEST_BACKOFF: Final = 5.0
@@ -44,7 +44,7 @@ class ConfigClient:
     """Keeps `snapshot` current for one process of an agent.
 
     `on_change(update, snapshot)` is awaited after a changed snapshot is live, one at a time, and not at the start;
-    what it raises is told on `config.applied.<agent>` and does not undo the change.
+    the errors it returns, or what it raises, is told on `config.applied.<agent>` and does not undo the change.
     """
 
     def __init__(
@@ -243,17 +243,16 @@ class ConfigClient:
 
     async def _call_back(
         self, made: AgentConfig, changed: tuple[str, ...], update: ConfigUpdate | None
-    ) -> dict[str, str]:
+    ) -> Mapping[str, str]:
         if self._on_change is None:
             return {}
         found = ConfigUpdate.found(self._agent, changed, made.revision)
         told = found if update is None else update.now_live(changed, made.revision)
         try:
-            await self._on_change(told, made)
+            return await self._on_change(told, made) or {}
         except Exception as error:
             log.exception("the agent's config callback failed", action="config.callback_failed", agent=self._agent)
             return {CALLBACK: f"{type(error).__name__}: {error}"}
-        return {}
 
     async def _keep(self) -> None:
         await self._last_known_good.save(self.snapshot)
