@@ -99,7 +99,7 @@ def status(
         print_json({**asdict(state), "parts": parts})
         return
     out.print(_table(state, health))
-    out.print(READY if state.ready else "perdure is starting")
+    out.print(READY if state.ready else "perdure is starting or stopping")
 
 
 async def _up(settings: Settings) -> None:

@@ -9,6 +9,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -69,6 +70,10 @@ class Child:
     def poll(self) -> int | None:
         """The exit code, or `None` while it runs."""
         return self._process.poll()
+
+    def let_go(self) -> None:
+        """Let it live on without us: a thread collects its end, so that no zombie is left while we live."""
+        threading.Thread(target=self._process.wait, name=f"end of {self.pid}", daemon=True).start()
 
     def send(self, what: signal.Signals) -> None:
         """Send a signal; one that has ended gets none."""

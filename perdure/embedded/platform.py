@@ -57,6 +57,7 @@ class Platform:
     embedded. `processes` are those to run beside the servers, `None` all of them, `()` none. `free_ports` takes free
     ports at once instead of trying the default ones first. `offline` starts the offline model, `None` when neither
     `OPENAI_API_KEY` nor `OPENAI_BASE_URL` is set. `say` is told in one line what happens. `fast` leaves out fsync.
+    `shared` is noted for others to read: see `perdure.embedded.keeper`.
     """
 
     def __init__(
@@ -69,6 +70,7 @@ class Platform:
         offline: bool | None = None,
         say: Callable[[str], None] | None = None,
         fast: bool = False,
+        shared: bool = False,
     ) -> None:
         self.home = (home or settings.home).resolve()
         self.urls = PlatformUrls(settings.nats_url, settings.database_url, settings.redis_url)
@@ -80,6 +82,7 @@ class Platform:
         self._offline = wants_offline if offline is None else offline
         self._say = say or _to_log
         self._fast = fast
+        self._shared = shared
         self._parts: list[EmbeddedServer | PlatformProcess] = []
         self._given: list[Part] = []
         self._watch = Watch(self._say, on_restart=self._write)
@@ -104,7 +107,8 @@ class Platform:
             waves = in_waves(declared_processes(self._settings) if self._specs is None else list(self._specs))
             for name in await end_leftovers(self.home):
                 self._say(f"{name} was left over from a start that was killed: ended it")
-            self.state = PlatformState(Running.of(os.getpid()), datetime.now(UTC).isoformat(timespec="seconds"))
+            now = datetime.now(UTC).isoformat(timespec="seconds")
+            self.state = PlatformState(Running.of(os.getpid()), now, shared=self._shared)
             await self._start_servers()
             await self._check_given()
             await self._migrate()
@@ -194,6 +198,7 @@ class Platform:
 
     async def _stop(self) -> None:
         await self._watch.close()
+        self._write(ready=False)  # nobody shall join now
         patience = self._settings.drain_timeout + 5
         processes = [part for part in self._parts if isinstance(part, PlatformProcess)]
         # Agents first, while the services they talk to are there; servers last. Their waves are in order.

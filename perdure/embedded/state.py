@@ -18,6 +18,7 @@ from perdure.errors import SetupError
 
 STATE_FILE = "platform.json"
 LOCK_FILE = "platform.lock"
+USERS_FILE = "platform.users"
 
 
 class AlreadyRunning(SetupError):
@@ -83,7 +84,10 @@ class Part:
 
 @dataclass(frozen=True, slots=True)
 class PlatformState:
-    """What stands in `<home>/platform.json`; `ready` when all of it answers."""
+    """What stands in `<home>/platform.json`; `ready` when all of it answers.
+
+    `shared` is a platform that nobody started by hand: it ends with the last program that uses it.
+    """
 
     supervisor: Running
     started_at: str
@@ -91,6 +95,7 @@ class PlatformState:
     parts: tuple[Part, ...] = ()
     ready: bool = False
     offline_model_url: str | None = None
+    shared: bool = False
     version: int = field(default=1)
 
     def with_parts(self, parts: tuple[Part, ...], **changes: Any) -> PlatformState:
@@ -140,27 +145,40 @@ def find_running(home: Path) -> PlatformUrls | None:
     return state.urls if state is not None and state.ready else None
 
 
+def open_lock(home: Path, name: str) -> IO[bytes]:
+    """A file in `home` to lock; folder and file are made. Raises `SetupError` when they cannot be."""
+    try:
+        home.mkdir(parents=True, exist_ok=True)
+        return (home / name).open("ab")
+    except OSError as error:
+        raise SetupError(f"{home} cannot be used: {error.strerror}. Set PERDURE_HOME to a folder of yours") from error
+
+
+def lock_now(file: IO[bytes] | int, how: int) -> bool:
+    """Take a lock (`fcntl.LOCK_SH` or `LOCK_EX`) if it is to be had this moment. It is gone with the process."""
+    try:
+        fcntl.flock(file, how | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
 def take_lock(home: Path) -> IO[bytes]:
     """Hold the home for us alone until the file is closed or we die.
 
-    Raises `AlreadyRunning` when it is held, `SetupError` when the folder cannot be made.
+    Raises `AlreadyRunning` when it is held, `SetupError` when the folder cannot be used.
     """
-    try:
-        home.mkdir(parents=True, exist_ok=True)
-        file = (home / LOCK_FILE).open("ab")
-    except OSError as error:
-        raise SetupError(f"{home} cannot be used: {error.strerror}. Set PERDURE_HOME to a folder of yours") from error
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        file.close()
-        state = running_state(home)
-        whose = f" (process {state.supervisor.pid})" if state else ""
-        raise AlreadyRunning(
-            f"a platform already runs in {home}{whose}; `perdure status` shows it, `perdure down` stops it, "
-            "another PERDURE_HOME starts a second one"
-        ) from error
-    return file
+    file = open_lock(home, LOCK_FILE)
+    if lock_now(file, fcntl.LOCK_EX):
+        return file
+    file.close()
+    state = running_state(home)
+    whose = f" (process {state.supervisor.pid})" if state else ""
+    until = "; it ends with the last program that uses it" if state and state.shared else ""
+    raise AlreadyRunning(
+        f"a platform already runs in {home}{whose}{until}; `perdure status` shows it, `perdure down` stops it, "
+        "another PERDURE_HOME starts a second one"
+    )
 
 
 async def end_leftovers(home: Path) -> list[str]:

@@ -16,9 +16,8 @@ from perdure import subjects
 from perdure.agent.process import AgentProcess
 from perdure.bus import wire
 from perdure.bus.service import serve
-from perdure.embedded.ensure import ensure_platform
-from perdure.embedded.locate import locate
-from perdure.embedded.platform import Platform
+from perdure.embedded.ensure import Hold, ensure_platform
+from perdure.embedded.locate import locate, use_offline_model
 from perdure.embedded.processes import SERVICES
 from perdure.errors import Unavailable
 from perdure.observe.logging import quiet_by_default
@@ -44,8 +43,8 @@ class AgentRunner:
     """Runs agents inside this program.
 
     It uses the servers that the environment names, else the platform that runs in `PERDURE_HOME`, else it starts one
-    of its own there on free ports (NATS, Postgres, Redis and the services; data is kept) and stops it at `shutdown` or
-    when the program ends. The agents' runs are durable either way.
+    there on free ports (NATS, Postgres, Redis and the services; data is kept). Programs of one folder share that one,
+    and it ends with the last of them, at `shutdown` or when the program ends. The runs are durable either way.
     """
 
     def __init__(self, settings: Settings | None = None) -> None:
@@ -53,7 +52,7 @@ class AgentRunner:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread: threading.Thread | None = None
         self._guard = threading.Lock()
-        self._platform: Platform | None = None
+        self._hold: Hold | None = None
         self._located: Settings | None = None
         self._starting: asyncio.Lock | None = None
         self._processes: dict[str, AgentProcess] = {}
@@ -91,7 +90,7 @@ class AgentRunner:
         return await asyncio.wrap_future(self._submit(self._run(agent, task, session_id, timeout)))
 
     def shutdown(self, agent: AnyAgent | None = None) -> None:
-        """Drain and stop `agent`, or all agents; with the last one the platform that this runner started stops too."""
+        """Drain and stop `agent`, or all agents; with the last one the platform is used no more."""
         if self._loop is None or self._thread is None:
             return
         self._submit(self._stop(agent)).result()
@@ -161,8 +160,9 @@ class AgentRunner:
             return process
 
     async def _find_platform(self) -> Settings:
-        settings = await asyncio.to_thread(locate, self._settings or load_settings())
-        urls, self._platform = await ensure_platform(settings, processes=_services(settings))
+        settings = self._settings or load_settings()
+        urls, self._hold = await ensure_platform(settings, processes=_services(settings))
+        use_offline_model(urls)
         found = {"nats_url": urls.nats_url, "database_url": urls.database_url, "redis_url": urls.redis_url}
         return settings.model_copy(update=found)
 
@@ -172,9 +172,9 @@ class AgentRunner:
             process = self._processes.pop(name, None)
             if process is not None:
                 await process.stop()
-        if not self._processes and self._platform is not None:
-            await self._platform.stop()
-            self._platform = None
+        if not self._processes and self._hold is not None:
+            await self._hold.stop()
+            self._hold = None
         if not self._processes:
             self._located = None
             self._starting = None

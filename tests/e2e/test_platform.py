@@ -13,7 +13,6 @@ import pytest
 from redis.asyncio import Redis
 
 from perdure.embedded import platform as platform_module
-from perdure.embedded.ensure import ensure_platform
 from perdure.embedded.platform import Platform
 from perdure.embedded.processes import ProcessSpec
 from perdure.embedded.state import AlreadyRunning, find_running, read_state, running_state
@@ -107,7 +106,6 @@ async def test_a_second_platform_in_a_home_is_refused_and_the_first_lives_on(hom
         with pytest.raises(AlreadyRunning, match="perdure down"):
             await make(home, processes=()).start()
         assert find_running(home) == platform.urls
-        assert await ensure_platform(Settings(home=home), processes=[]) == (platform.urls, None)
 
 
 async def test_a_data_folder_of_another_version_is_refused_and_not_touched(home: Path):
