@@ -34,9 +34,8 @@ async def main() -> None:
     await nc.subscribe("config.applied.>", cb=applied)
     await nc.flush()
     await ask("run.ask.assistant", {"task": "Who are you?"}, "asked")
-    started = await ask(
-        "run.start.assistant", {"task": "word count of 'one two three'", "run_id": "plain-1"}, "started"
-    )
+    task = {"task": "word count of 'one two three'", "run_id": "plain-1"}
+    started = await ask("run.start.assistant", task, "started")
     for _ in range(400):
         got = await ask("run.get", {"run_id": started["run_id"]}, "got")
         if got["status"] in ("completed", "failed"):
