@@ -33,6 +33,7 @@ CREATE TABLE runs (
   parent_run_id    text COLLATE "C",
   parent_path      text,
   parent_notified  boolean NOT NULL DEFAULT FALSE,
+  joined           boolean NOT NULL DEFAULT FALSE,       -- called by a workflow when it was there already
   task             json NOT NULL,
   task_hash        text NOT NULL,
   status           text NOT NULL DEFAULT 'pending' CHECK (status IN ('pending', 'running', 'waiting', 'paused',
@@ -62,8 +63,10 @@ CREATE INDEX runs_held     ON runs (process_id)                   WHERE status =
 CREATE INDEX runs_listed   ON runs (agent_name, turn DESC);
 CREATE INDEX runs_latest   ON runs (turn DESC);
 CREATE INDEX runs_children ON runs (parent_run_id)                WHERE parent_run_id IS NOT NULL;
+CREATE INDEX runs_minors   ON runs (parent_run_id)                WHERE parent_run_id IS NOT NULL AND finished_at IS NULL;
+CREATE INDEX runs_awaiting ON runs USING gin (waiting_children)   WHERE status = 'waiting';
 CREATE INDEX runs_untold   ON runs (finished_at)
-  WHERE parent_run_id IS NOT NULL AND NOT parent_notified AND finished_at IS NOT NULL;
+  WHERE (parent_run_id IS NOT NULL OR joined) AND NOT parent_notified AND finished_at IS NOT NULL;
 CREATE INDEX runs_sessions ON runs (agent_name, session_id, turn) WHERE session_id IS NOT NULL AND finished_at IS NULL;
 
 CREATE TABLE journal (
@@ -97,6 +100,7 @@ CREATE TABLE signals (
   PRIMARY KEY (run_id, seq)
 );
 CREATE UNIQUE INDEX signals_once ON signals (run_id, signal_id) WHERE signal_id IS NOT NULL;
+CREATE INDEX signals_unconsumed  ON signals (run_id, seq) WHERE NOT consumed;
 
 CREATE TABLE config_snapshots (
   agent_name text COLLATE "C" NOT NULL,

@@ -12,7 +12,7 @@ from collections.abc import Generator
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
 
-from perdure.engine.rows import JournalRow, Start
+from perdure.engine.rows import JournalRow, Snapshot, Start
 from perdure.errors import WorkflowMisuse
 
 if TYPE_CHECKING:
@@ -118,6 +118,9 @@ class Call(Generic[T]):
         """React to a row of this call's path."""
         raise AssertionError(self.kind)
 
+    def passed_over(self, row: JournalRow) -> None:
+        """A row came for a call that nobody waits for any more."""
+
     def resolve(self, value: Any = None, error: BaseException | None = None) -> None:
         """Hand the outcome to whoever waits."""
         if self.done:
@@ -183,9 +186,9 @@ class Call(Generic[T]):
             finished_at=now,
         )
 
-    def write(self, row: JournalRow, start: Start | None = None) -> None:
+    def write(self, row: JournalRow, start: Start | None = None, snapshot: Snapshot | None = None) -> None:
         """Send a row of this call to the journal."""
-        self.execution.write(row, start)
+        self.execution.write(row, start, snapshot)
 
     def set_timer(self, due_at: datetime) -> None:
         """Call `on_due` at `due_at`, if the run is still in memory then; otherwise the scheduler wakes it."""
@@ -272,7 +275,9 @@ class Gather(Call[list[Any]]):
         line.enter()
         try:
             return await coroutine, None
-        except Exception as error:  # noqa: BLE001 -- it is raised again where the gather is awaited
+        except asyncio.CancelledError:
+            raise
+        except BaseException as error:  # noqa: BLE001 -- raised again where the gather is awaited; SystemExit, too
             return None, error
 
     def _branch_done(self, index: int, coroutine: Any, task: asyncio.Task[Any]) -> None:
@@ -283,8 +288,6 @@ class Gather(Call[list[Any]]):
         del self._branches[index]
         if task.cancelled():
             value, error = None, asyncio.CancelledError()
-        elif task.exception() is not None:
-            value, error = None, task.exception()  # type: ignore[assignment]
         else:
             value, error = task.result()
         self._part_done(index, value, error)

@@ -11,9 +11,9 @@ import structlog
 from nats.aio.msg import Msg
 
 from perdure.engine.codec import decode
-from perdure.engine.journal import CONNECTION_ERRORS
 from perdure.engine.points import reach
 from perdure.engine.rows import ClaimedRun, JournalRow, claimed, journaled
+from perdure.store.failures import CONNECTION_ERRORS
 
 if TYPE_CHECKING:
     from perdure.config.snapshot import AgentConfig
@@ -41,6 +41,8 @@ class Claims:
         self._worker = worker
         self._queue: dict[str, list[Msg]] = {}
         self._wake = asyncio.Event()
+        self._claiming = asyncio.Lock()
+        self._stopped = False
         self.snapshots: OrderedDict[str, AgentConfig] = _Snapshots()
 
     @property
@@ -52,6 +54,12 @@ class Claims:
         """A run wants to be claimed; `message` is acked once that is decided."""
         self._queue.setdefault(run_id, []).append(message)
         self._wake.set()
+
+    async def stop(self) -> None:
+        """Claim nothing more; comes back when a claim that is on its way has been decided."""
+        self._stopped = True
+        async with self._claiming:
+            self._queue.clear()  # not acked: delivered again, elsewhere
 
     async def run(self) -> None:
         """Claim until cancelled."""
@@ -67,7 +75,10 @@ class Claims:
             while self._queue:
                 batch, self._queue = self._queue, {}
                 try:
-                    await self._claim(list(batch))
+                    async with self._claiming:
+                        if self._stopped:
+                            return
+                        await self._claim(list(batch))
                 except CONNECTION_ERRORS as error:
                     # Not acked: the claim may have committed all the same, so the audit looks first.
                     log.warning("claim failed", action="claim.failed", runs=len(batch), error=type(error).__name__)
@@ -100,13 +111,13 @@ class Claims:
     async def _claim(self, run_ids: list[str]) -> None:
         worker = self._worker
         reach("claim.before")
-        config = worker.newest_config()
+        config, process_id = worker.newest_config(), worker.process_id
         if config.hash not in self.snapshots:
             await worker.keep_snapshot(config)
         records = await worker.pool.fetch(
             worker.queries["claim"],
-            worker.process_id,
-            [run_id for run_id in run_ids if run_id not in worker.executions],
+            process_id,
+            run_ids,  # also those that are in memory: a pending run that is there is one we have lost, or are leaving
             worker.agent_name,
             config.hash,
             config.revision,
@@ -115,11 +126,13 @@ class Claims:
         reach("claim.after")
         taken = [claimed(worker.agent_name, record) for record in records]
         histories = await self._histories([run for run in taken if run.epoch > 1 or run.base_seq > 0])
-        await self._load_snapshots(taken, histories)
+        snapshots = {config.hash: config, **await self._load_snapshots(taken, histories)}
+        if worker.process_id != process_id:
+            return  # taken for lost in the meantime: what it claimed is given to others
         for run in taken:
             if run.run_id in worker.executions:
                 worker.executions[run.run_id].close()  # an earlier epoch of ours
-            worker.begin(run, histories.get(run.run_id, []), self.snapshots[run.config_hash or config.hash])
+            worker.begin(run, histories.get(run.run_id, []), snapshots[run.config_hash or config.hash], snapshots)
 
     async def _histories(self, taken: list[ClaimedRun]) -> dict[str, list[JournalRow]]:
         if not taken:
@@ -132,18 +145,27 @@ class Claims:
             histories[record["run_id"]].append(journaled(record))
         return histories
 
-    async def _load_snapshots(self, taken: list[ClaimedRun], histories: dict[str, list[JournalRow]]) -> None:
-        """Every snapshot that these runs stand on, or adopted earlier."""
+    async def _load_snapshots(
+        self, taken: list[ClaimedRun], histories: dict[str, list[JournalRow]]
+    ) -> dict[str, AgentConfig]:
+        """Every snapshot that these runs stand on, or adopted earlier, by hash."""
         wanted = {run.config_hash for run in taken if run.config_hash}
-        wanted |= {decode(row.result)["hash"] for rows in histories.values() for row in rows if row.kind == "config"}
-        missing = [digest for digest in wanted if digest not in self.snapshots]
+        wanted |= {
+            decode(row.result)["hash"]
+            for rows in histories.values()
+            for row in rows
+            if row.kind == "config" and row.result is not None
+        }
+        found = {digest: self.snapshots[digest] for digest in wanted if digest in self.snapshots}
+        missing = [digest for digest in wanted if digest not in found]
         if not missing:
-            return
+            return found
         worker = self._worker
         for record in await worker.pool.fetch(worker.queries["snapshots"], worker.agent_name, missing):
             config = worker.rebuild(decode(record["values"]), record["revision"])
-            self.snapshots[record["hash"]] = config
+            self.snapshots[record["hash"]] = found[record["hash"]] = config
         for digest in missing:
-            if digest not in self.snapshots:
+            if digest not in found:
                 log.error("snapshot is gone; the newest is used", action="claim.snapshot_gone", hash=digest)
-                self.snapshots[digest] = worker.newest_config()
+                found[digest] = worker.newest_config()
+        return found

@@ -19,7 +19,7 @@ from perdure.engine.rows import JournalRow
 from perdure.engine.runs import new_start
 from perdure.engine.steps import StepCall, TransactionCall
 from perdure.engine.values import Now, Random, Uuid
-from perdure.engine.waits import AdoptCall, ChildCall, RecordCall, SignalCall, SleepCall, seconds_of
+from perdure.engine.waits import AdoptCall, ChildCall, RecordCall, SignalCall, SleepCall, one_line, seconds_of
 from perdure.errors import RunContinued
 
 if TYPE_CHECKING:
@@ -121,6 +121,7 @@ class Context(StepInjected):
         Awaiting raises `StepFailed` when the attempts are used up, now and on replay, and `TypeError` for a result that
         cannot travel as JSON. Names may repeat.
         """
+        name = one_line(name, what="a step's name")
         execution = self._execution
         if not callable(fn):
             raise TypeError(f"step {name!r} takes a function; give {type(fn).__name__}'s function, not its result")
@@ -149,6 +150,7 @@ class Context(StepInjected):
         `connection` is an asyncpg connection. What the function writes and the step's outcome commit together or not
         at all: this is the one kind of effect that happens once without an idempotency key.
         """
+        name = one_line(name, what="a transaction's name")
         execution = self._execution
         return TransactionCall(
             execution,
@@ -176,7 +178,7 @@ class Context(StepInjected):
         """Wait, over restarts, holding no memory: `await ctx.sleep("cool-off", 30)`; the name may be left out."""
         if isinstance(name, str) and seconds is None:
             raise TypeError("ctx.sleep takes a name and a duration: ctx.sleep('cool-off', 30)")
-        title = name if isinstance(name, str) else "sleep"
+        title = one_line(name, what="a sleep's name") if isinstance(name, str) else "sleep"
         wait = seconds_of(name if seconds is None else seconds, what="the duration of ctx.sleep")
         execution = self._execution
         return SleepCall(execution, execution.branch(), title, identity(title, (wait,), {}), wait)
@@ -186,8 +188,7 @@ class Context(StepInjected):
 
         Raises `TimeoutError` when none came within `timeout` (journaled: it stays so on replay).
         """
-        if not isinstance(name, str) or not name or "\n" in name or len(name) > 200:
-            raise ValueError(f"signal name {name!r} must be one line of 1 to 200 characters")
+        name = one_line(name, what="a signal's name")
         wait = None if timeout is None else seconds_of(timeout, what=f"timeout of signal {name!r}")
         execution = self._execution
         return SignalCall(execution, execution.branch(), name, identity(name, (wait,), {}), wait)
@@ -294,6 +295,7 @@ class Context(StepInjected):
         `True` for runs that come here for the first time after the change, `False` for those that went the old way;
         keyed by name, so it moves no positions.
         """
+        name = one_line(name, what="the name of ctx.patched")
         execution = self._execution
         execution.branch()
         if name in execution.patches:
@@ -302,19 +304,20 @@ class Context(StepInjected):
             return False
         execution.patches.add(name)
         now = execution.host.clock.now()
-        execution.write(
-            JournalRow(
-                seq=execution.next_seq(), path=f"patch:{name}", kind="patch", name=name, hash="", outcome="ok",
-                result=None, error=None, attempt=1, due_at=None, signal_seq=None,
-                config_revision=execution.config.revision, started_at=now, finished_at=now,
-            )
+        row = JournalRow(
+            seq=execution.next_seq(), path=f"patch:{name}", kind="patch", name=name, hash="", outcome="ok",
+            result=None, error=None, attempt=1, due_at=None, signal_seq=None,
+            config_revision=execution.config.revision, started_at=now, finished_at=now,
         )  # fmt: skip
+        execution.unwritten_patches[row.seq] = row
+        execution.write(row)
         return True
 
     # -- telling ------------------------------------------------------------------------------------------------------
 
     def emit(self, event: Mapping[str, Any], *, type: str = "event") -> Awaitable[None]:  # noqa: A002 -- the event's word
         """Send a durable event of this run: `type` and `event` as its data, in journal order, replayable."""
+        type = one_line(type, what="an event's type")  # noqa: A001 -- the event's word
         execution = self._execution
         said = encode({"type": type, "data": dict(event)}, what="event")
         digest = identity(type, (event,), {})
@@ -344,4 +347,4 @@ class Context(StepInjected):
     def continue_as_new(self, task: Any) -> Any:
         """End this life of the run and begin it anew with `task`, the same id and an empty journal. Never returns."""
         self._execution.branch()
-        raise RunContinued(task)
+        raise RunContinued(encode(task, what="the new task"))

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
+from collections.abc import Mapping
 from contextvars import ContextVar
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
@@ -17,10 +18,10 @@ from typing import TYPE_CHECKING, Any
 import structlog
 
 from perdure.engine.codec import encode
+from perdure.engine.entries import Entry
 from perdure.engine.failure import describe, mismatch
-from perdure.engine.journal import Entry
 from perdure.engine.points import reach
-from perdure.engine.rows import ClaimedRun, JournalRow, Move, Start
+from perdure.engine.rows import ClaimedRun, JournalRow, Move, Snapshot, Start
 from perdure.errors import ControlFlow, RunContinued, RunSuspended, WorkflowMisuse
 
 if TYPE_CHECKING:
@@ -32,6 +33,13 @@ if TYPE_CHECKING:
 log = structlog.get_logger(__name__)
 
 _current: ContextVar[Branch | None] = ContextVar("perdure_branch", default=None)
+
+
+def _this_task() -> asyncio.Task[Any] | None:
+    try:
+        return asyncio.current_task()
+    except RuntimeError:  # in a thread
+        return None
 
 
 class Branch:
@@ -77,6 +85,8 @@ class Execution:
         definition: WorkflowDefinition,
         history: list[JournalRow],
         config: AgentConfig,
+        snapshots: Mapping[str, AgentConfig],
+        process_id: str,
     ) -> None:
         self.host = host
         self.run = run
@@ -84,6 +94,8 @@ class Execution:
         self.epoch = run.epoch
         self.definition = definition
         self.config = config
+        self.snapshots = snapshots  # those that the history names
+        self.process_id = process_id  # under which it was claimed
         self.root = Branch(self, "")
         self.active = 0
         self.busy = 0  # live work and uncommitted rows
@@ -99,6 +111,8 @@ class Execution:
         self.last_seq = history[-1].seq if history else run.base_seq
         self._next_handover = self.last_seq + 1
         self._settled: dict[int, JournalRow | None] = {}
+        self.taken: set[int] = set()  # the signals that calls of this execution have taken
+        self.unwritten_patches: dict[int, JournalRow] = {}
         self._pumping = False
         self._linger: asyncio.TimerHandle | None = None
         self._tasks: set[asyncio.Task[Any]] = set()
@@ -122,11 +136,11 @@ class Execution:
             value = await self.definition.call(Context(self), task)
             output = self.definition.result.encode(value, what="the output")
         except RunContinued as again:
-            self._end(Move("pending", task=encode(again.task, what="the new task"), base_seq=self.last_seq))
+            self._end(Move("pending", task=again.task, base_seq=self.last_seq))
         except asyncio.CancelledError as error:
             if not self.closed:
                 self._end_cancelled_or_failed(error)
-        except ControlFlow:
+        except RunSuspended:
             return
         except BaseException as error:  # noqa: BLE001 -- whatever a workflow raises is its run's outcome
             self._end_cancelled_or_failed(error)
@@ -218,7 +232,7 @@ class Execution:
         branch = _current.get()
         if self.closed:
             raise RunSuspended
-        if branch is None or branch.execution is not self or asyncio.current_task() is not branch.task:
+        if branch is None or branch.execution is not self or _this_task() is not branch.task:
             raise WorkflowMisuse(
                 "ctx was used outside of its workflow's own line (in an asyncio task, a thread or a step). "
                 "Use ctx.gather(...) for parallel work, and a step's own arguments and results inside a step."
@@ -245,12 +259,12 @@ class Execution:
         self.calls[call.path] = call
         self.pending[call.path] = call
 
-    def write(self, row: JournalRow, start: Start | None = None) -> None:
-        """Send `row` to the journal."""
+    def write(self, row: JournalRow, start: Start | None = None, snapshot: Snapshot | None = None) -> None:
+        """Send `row` to the journal, with the child that it starts or the snapshot that it names."""
         if self.closed or self.leaving:
             return
         self.busy += 1
-        self.host.journal.add(Entry(self, row=row, start=start))
+        self.host.journal.add(Entry(self, row=row, start=start, snapshot=snapshot))
 
     def next_seq(self) -> int:
         """The seq of the next row; only the holder of the epoch draws them."""
@@ -295,7 +309,9 @@ class Execution:
                 self.block(mismatch(row, call, list(self.pending.values())))
                 return
         self.time = max(self.time, row.finished_at)
-        if not call.abandoned:
+        if call.abandoned:
+            call.passed_over(row)
+        else:
             call.on_row(row)
         if self.history_left:
             self.history_left -= 1
@@ -325,7 +341,7 @@ class Execution:
         first = min(due) if due else None
         if first is not None and (first - self.host.clock.now()).total_seconds() <= self.host.linger:
             return  # its timer is in memory and about to fire
-        if not waits:
+        if not any(call.due_at is not None or call.signal is not None or call.child is not None for call in waits):
             self.host.engine_failed(self, WorkflowMisuse("the workflow waits for nothing that could wake it"))
             return
         self.leaving = True
@@ -349,11 +365,15 @@ class Execution:
     def recorded(self, row: JournalRow) -> None:
         """`row` is committed."""
         reach("step.after_commit", self.run_id, row.name)
+        self.unwritten_patches.pop(row.seq, None)
         self.settle(row.seq, row)
 
     def refused(self, row: JournalRow, reason: str) -> None:
         """Postgres cannot hold `row`: its step fails in its place."""
         if self.closed:
+            return
+        if row.error is not None and "OutcomeRefused" in row.error:
+            self.failed(WorkflowMisuse(f"{row.kind} {row.name!r} cannot be journaled: {reason}"))
             return
         self.busy -= 1
         row.outcome, row.result, row.kind = "error", None, row.kind if row.kind != "retry" else "step"
@@ -366,6 +386,13 @@ class Execution:
             log.info("run dropped: its epoch has moved on", action="run.fenced", run_id=self.run_id, epoch=self.epoch)
             self.host.fences += 1
             self.close()
+
+    def failed(self, error: BaseException) -> None:
+        """The engine failed over this run: it stops with what is known, and keeps no other run from going on."""
+        if self.leaving:
+            self.close()
+        else:
+            self.host.engine_failed(self, error)
 
     def moved(self, move: Move) -> None:
         """`move` is committed: the run ended, or waits elsewhere."""

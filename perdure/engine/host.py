@@ -32,19 +32,17 @@ class Host(Protocol):
     linger: float  # seconds that a waiting run stays in memory
     cancel_grace: float
     fences: int
+    steps_running: int
+    transactions: asyncio.Semaphore
 
-    @property
-    def leased(self) -> bool:
-        """Whether this process may start a step now."""
+    def may_start(self, execution: Execution) -> bool:
+        """Whether a step of `execution` may begin now."""
 
-    async def wait_for_lease(self) -> None:
-        """Come back when this process may start a step."""
+    async def wait_for_lease(self, execution: Execution) -> None:
+        """Come back when a step of `execution` may begin."""
 
     def newest_config(self) -> AgentConfig:
         """The configuration that is live in this process."""
-
-    def snapshot(self, digest: str) -> AgentConfig:
-        """A configuration that the journal names."""
 
     def want_signals(self, execution: Execution) -> None:
         """Read the mailbox of a run, soon."""
@@ -52,8 +50,8 @@ class Host(Protocol):
     def want_children(self, execution: Execution) -> None:
         """Read how the children of a run are, soon."""
 
-    def cancel_run(self, run_id: str, reason: str) -> None:
-        """Ask a run to end, soon."""
+    def cancel_child(self, parent: str, child: str) -> None:
+        """Ask a child to end, soon: its parent waits no longer."""
 
     def step_failed(self, call: StepCall, error: BaseException, attempt: int, pause: float | None) -> None:
         """A try of a step failed: log it, count it."""

@@ -27,8 +27,8 @@ log = structlog.get_logger(__name__)
 class Liveness:
     """Keeps this process's row in `processes` alive. `process_id` changes when the row was taken for lost.
 
-    `on_lost` is called in the main loop when the lease is over or the row was given up: every run this process holds
-    may be another's by then.
+    `on_lost` is called in the main loop when the lease is over or the row was given up, before this process can hold
+    anything under its next id: every run it holds may be another's by then.
     """
 
     def __init__(self, settings: Settings, agent_name: str, on_lost: Callable[[], None]) -> None:
@@ -99,7 +99,7 @@ class Liveness:
                     self._extend(time.monotonic())
                     self._registered.set()
                 await self._renew(connection, lock_key)
-            except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError, TimeoutError) as error:
+            except Exception as error:
                 if not self._registered.is_set():
                     raise
                 log.warning("lease not renewed", action="lease.retry", error=type(error).__name__)
@@ -128,7 +128,8 @@ class Liveness:
 
     async def _register(self, connection: Connection, lock_key: int) -> None:
         if self.process_id:
-            self._tell_lost()
+            self._until = 0.0  # no step begins until the runs of the former id were dropped
+            self._tell_lost(given_up=True)
         self.process_id = f"{self.token}.{uuid4().hex[:8]}"
         await connection.execute(
             _SQL["register_process"],
@@ -156,7 +157,12 @@ class Liveness:
         """The lease as this process counts it began before the database's, so it is over earlier."""
         self._until = asked + self._settings.lease_seconds * 0.9
 
-    def _tell_lost(self) -> None:
+    def _tell_unleased(self) -> None:
+        """In the main loop, where the lease may have been renewed since."""
+        if not self.leased:
+            self._on_lost()
+
+    def _tell_lost(self, *, given_up: bool = False) -> None:
         if self._main is not None and not self._main.is_closed():
             with contextlib.suppress(RuntimeError):  # the main loop is closing: nobody is left to be told
-                self._main.call_soon_threadsafe(self._on_lost)
+                self._main.call_soon_threadsafe(self._on_lost if given_up else self._tell_unleased)

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections import defaultdict
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import structlog
 
-from perdure.engine.journal import CONNECTION_ERRORS
 from perdure.engine.waits import ChildCall, SignalCall
+from perdure.store.failures import CONNECTION_ERRORS
 
 if TYPE_CHECKING:
     from perdure.engine.execution import Execution
@@ -28,8 +28,6 @@ class Mailbox:
         self._worker = worker
         self._signals: dict[str, Execution] = {}
         self._children: dict[str, Execution] = {}
-        self._asked: set[str] = set()  # runs that are counted busy until they were looked at
-        self._taken: defaultdict[str, set[int]] = defaultdict(set)
         self._wake = asyncio.Event()
 
     def want_signals(self, execution: Execution) -> None:
@@ -48,91 +46,114 @@ class Mailbox:
     def _ask(self, execution: Execution, of: dict[str, Execution]) -> None:
         if execution.closed or execution.leaving:
             return
-        if execution.run_id not in of:
+        if of.get(execution.run_id) is not execution:
             of[execution.run_id] = execution
-            execution.busy += 1
+            execution.busy += 1  # until it was looked at
         self._wake.set()
 
     async def run(self) -> None:
         """Look until cancelled."""
+        loop = asyncio.get_running_loop()
+        look_at = loop.time() + LOOK_EVERY
         while True:
             with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(LOOK_EVERY):
+                async with asyncio.timeout_at(look_at):
                     await self._wake.wait()
-            if not self._wake.is_set():
+            if loop.time() >= look_at:
+                look_at = loop.time() + LOOK_EVERY
                 await self._look_at_all()
             self._wake.clear()
-            while self._signals or self._children:
-                signals, self._signals = self._signals, {}
-                children, self._children = self._children, {}
-                try:
-                    await self._read_signals(signals)
-                    await self._read_children(children)
-                except CONNECTION_ERRORS as error:
-                    log.info("mailbox not read", action="mailbox.retry", error=type(error).__name__)
-                    await asyncio.sleep(0.2)
-                    self._signals = {**signals, **self._signals}
-                    self._children = {**children, **self._children}
-                    continue
-                for execution in [*signals.values(), *children.values()]:
-                    if not execution.closed:
-                        execution.busy -= 1
-                        execution.pump()
+            if self._signals or self._children:
+                await self._read()
+
+    async def _read(self) -> None:
+        """Read what was asked for; what could not be read stays asked for."""
+        signals, self._signals = self._signals, {}
+        children, self._children = self._children, {}
+        try:
+            ended = await self._fetch_children(children)
+            sent = await self._fetch_signals(signals)
+            # Read last: whoever cancels a tree cancels the parent first, so a child's end never hides a cancellation.
+            cancelled = await self._fetch_cancelled({**signals, **children})
+        except CONNECTION_ERRORS as error:
+            log.info("mailbox not read", action="mailbox.retry", error=type(error).__name__)
+            for execution in signals.values():
+                self._ask(execution, self._signals)
+            for execution in children.values():
+                self._ask(execution, self._children)
+            self._let_go([*signals.values(), *children.values()])
+            await asyncio.sleep(0.2)
+            return
+        for record in cancelled:
+            self._cancel(record)
+        self._hand_signals(signals, sent)
+        self._hand_children(children, ended)
+        self._let_go([*signals.values(), *children.values()])
+
+    @staticmethod
+    def _let_go(executions: list[Execution]) -> None:
+        for execution in executions:
+            if not execution.closed:
+                execution.busy -= 1
+                execution.pump()
 
     async def _look_at_all(self) -> None:
-        for run_id in [run_id for run_id in self._taken if run_id not in self._worker.executions]:
-            del self._taken[run_id]
         for execution in list(self._worker.executions.values()):
             if any(call.signal is not None or call.child is not None for call in execution.pending.values()):
                 self.look(execution)
-        held = [e.run_id for e in self._worker.executions.values()]
-        if held:
-            with contextlib.suppress(*CONNECTION_ERRORS):  # the next look is a second away
-                for record in await self._worker.pool.fetch(self._worker.queries["to_cancel"], held):
-                    self._cancel(record)
+        with contextlib.suppress(*CONNECTION_ERRORS):  # the next look is a second away
+            for record in await self._fetch_cancelled(self._worker.executions):
+                self._cancel(record)
+
+    async def _fetch_cancelled(self, wanted: Mapping[str, Execution]) -> list[Any]:
+        if not wanted:
+            return []
+        return list(await self._worker.pool.fetch(self._worker.queries["to_cancel"], list(wanted)))
 
     def _cancel(self, record: Any) -> None:
         execution = self._worker.executions.get(record["run_id"])
         if execution is not None and execution.epoch == record["epoch"]:
             execution.cancel(record["cancel_reason"])
 
-    async def _read_signals(self, wanted: dict[str, Execution]) -> None:
-        if not wanted:
-            return
-        worker = self._worker
-        for record in await worker.pool.fetch(worker.queries["to_cancel"], list(wanted)):
-            self._cancel(record)
+    async def _fetch_signals(self, wanted: Mapping[str, Execution]) -> list[Any]:
         waiting = [run_id for run_id, execution in wanted.items() if self._waits(execution)]
         if not waiting:
-            return
-        records = await worker.pool.fetch(worker.queries["unconsumed_signals"], waiting)
-        for record in records:
-            execution = wanted[record["run_id"]]
-            taken = self._taken[execution.run_id]
-            if execution.closed or execution.leaving or record["seq"] in taken:
-                continue
-            for call in list(execution.pending.values()):
-                if isinstance(call, SignalCall) and call.signal == record["name"] and not call.abandoned:
-                    taken.add(record["seq"])
-                    call.take(record["seq"], record["payload"])
-                    break
+            return []
+        return list(await self._worker.pool.fetch(self._worker.queries["unconsumed_signals"], waiting))
 
     @staticmethod
     def _waits(execution: Execution) -> bool:
         return any(call.signal is not None for call in execution.pending.values())
 
-    async def _read_children(self, wanted: dict[str, Execution]) -> None:
-        calls = {
-            call.child: call
-            for execution in wanted.values()
-            for call in execution.pending.values()
-            if isinstance(call, ChildCall) and call.child is not None
-        }
-        if not calls:
-            return
-        records = await self._worker.pool.fetch(self._worker.queries["children"], list(calls))
+    @staticmethod
+    def _hand_signals(wanted: Mapping[str, Execution], records: list[Any]) -> None:
         for record in records:
-            call = calls[record["run_id"]]
-            gone = call.execution.closed or call.execution.leaving or call.child is None or call.abandoned
-            if not gone and (record["ended"] or record["task_hash"] != call.start.task_hash):
-                call.ended(record)
+            execution = wanted[record["run_id"]]
+            if execution.closed or execution.leaving or record["seq"] in execution.taken:
+                continue
+            for call in list(execution.pending.values()):
+                if isinstance(call, SignalCall) and call.signal == record["name"] and not call.abandoned:
+                    execution.taken.add(record["seq"])
+                    call.take(record["seq"], record["payload"])
+                    break
+
+    async def _fetch_children(self, wanted: Mapping[str, Execution]) -> list[Any]:
+        children = {call.child for execution in wanted.values() for call in _children_of(execution)}
+        if not children:
+            return []
+        return list(await self._worker.pool.fetch(self._worker.queries["children"], list(children)))
+
+    @staticmethod
+    def _hand_children(wanted: Mapping[str, Execution], records: list[Any]) -> None:
+        found = {record["run_id"]: record for record in records}
+        for execution in wanted.values():
+            for call in _children_of(execution):
+                record = found.get(call.child)
+                if record is None or execution.closed or execution.leaving or call.abandoned:
+                    continue
+                if record["ended"] or record["task_hash"] != call.start.task_hash:
+                    call.ended(record)
+
+
+def _children_of(execution: Execution) -> list[ChildCall]:
+    return [call for call in execution.pending.values() if isinstance(call, ChildCall) and call.child is not None]

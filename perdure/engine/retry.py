@@ -6,7 +6,7 @@ import random
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from perdure.errors import PermanentError, RetryableError
+from perdure.errors import PermanentError, RetryableError, WorkflowMisuse
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +32,8 @@ class Retry:
 
     def pause(self, attempt: int, error: BaseException, draw: Callable[[], float] = random.random) -> float | None:
         """Seconds until the try after `attempt` (from 1), or `None` when there is none."""
-        if attempt >= self.max_attempts or isinstance(error, PermanentError) or not isinstance(error, Exception):
+        hopeless = isinstance(error, PermanentError | WorkflowMisuse) or not isinstance(error, Exception)
+        if attempt >= self.max_attempts or hopeless:
             return None
         if isinstance(error, RetryableError) and error.retry_after is not None:
             return max(0.0, error.retry_after)

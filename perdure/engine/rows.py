@@ -50,6 +50,16 @@ class Start:
     parent_path: str | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """A configuration that runs stand on, as it is kept; `values` is JSON text."""
+
+    agent_name: str
+    hash: str
+    revision: int
+    values: str
+
+
 @dataclass(slots=True)
 class Move:
     """A run leaves `running`: to an end, to a wait, or back to `pending`. Texts are JSON; lists are line-separated."""

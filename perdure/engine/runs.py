@@ -14,7 +14,7 @@ from perdure.engine.codec import decode, encode, short_hash
 from perdure.engine.events import end_data, ended_payload, publish_nowait, render
 from perdure.engine.rows import TERMINAL, Move, Start
 from perdure.errors import Conflict, InvalidRequest, NotFound
-from perdure.store.postgres import Pool
+from perdure.store.postgres import Connection, Pool
 from perdure.store.queries import load_queries
 
 _SQL = load_queries("runs.sql")
@@ -175,7 +175,9 @@ async def list_runs(
     return rows, (records[limit - 1]["turn"] if len(records) > limit else None)
 
 
-async def send_signal(pool: Pool, run_id: str, name: str, payload: Any, signal_id: str | None) -> asyncpg.Record:
+async def send_signal(
+    pool: Pool | Connection, run_id: str, name: str, payload: Any, signal_id: str | None
+) -> asyncpg.Record:
     """Put a signal into a run's mailbox and wake the run if it waits for it; the run's place as a record.
 
     Raises `NotFound` for an unknown run and `Conflict` for one that has ended. The same `signal_id` again: once.
@@ -198,12 +200,17 @@ async def cancel(pool: Pool, run_id: str, reason: str) -> asyncpg.Record:
 
 async def resume(pool: Pool, run_id: str) -> asyncpg.Record:
     """Bring a failed, dead, blocked, paused or reviewed run back. Raises `NotFound` or `Conflict`."""
-    record = await pool.fetchrow(_SQL["resume"], run_id)
-    if record is None:
-        raise NotFound(f"there is no run {run_id!r} to resume", run_id=run_id)
-    if not record["woken"]:
+    async with pool.acquire() as connection, connection.transaction():
+        place = await connection.fetchrow(_SQL["lock_run"], run_id)
+        if place is None:
+            raise NotFound(f"there is no run {run_id!r} to resume", run_id=run_id)
+        if place["session_id"] is not None:  # it may become the session's last turn
+            await connection.execute(_SQL["lock_sessions"], [f"{place['agent_name']}/{place['session_id']}"])
+        record = await connection.fetchrow(_SQL["resume"], run_id)
+    if record is None or not record["woken"]:
+        status = "gone" if record is None else record["status"]
         raise Conflict(
-            f"run {run_id} is {record['status']}; only failed, dead, blocked, paused or needs_review runs resume",
+            f"run {run_id} is {status}; only failed, dead, blocked, paused or needs_review runs resume",
             run_id=run_id,
         )
     return record
@@ -237,6 +244,13 @@ async def cancel_tree(pool: Pool, nats: Client, run_id: str, reason: str) -> asy
     for child in await pool.fetch(_SQL["live_children"], [run_id]):
         await cancel_tree(pool, nats, child["run_id"], f"its parent {run_id} was cancelled")
     return record
+
+
+async def cancel_child(pool: Pool, nats: Client, parent: str, child: str) -> None:
+    """Ask a child to end, because its parent waits no longer. A run that somebody else started goes on."""
+    record = await pool.fetchrow(_SQL["get"], child)
+    if record is not None and record["parent_run_id"] == parent and record["status"] not in TERMINAL:
+        await cancel_tree(pool, nats, child, f"its parent {parent} waits no longer")
 
 
 async def tell_parents(pool: Pool, nats: Client, children: Sequence[str]) -> None:

@@ -9,21 +9,26 @@ from collections.abc import Callable, Generator, Mapping
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any, ClassVar
 
+import structlog
+
 from perdure.engine.calls import Call
 from perdure.engine.codec import decode, encode
+from perdure.engine.commits import write_rows
 from perdure.engine.definition import StepFunction, StepInjected, step_function
+from perdure.engine.entries import Entry
 from perdure.engine.failure import describe
-from perdure.engine.journal import CONNECTION_ERRORS, Entry, write_rows
 from perdure.engine.points import reach
 from perdure.engine.retry import Retry
 from perdure.engine.rows import JournalRow
 from perdure.errors import ControlFlow, PerdureError, RunSuspended, StepFailed, WorkflowMisuse
+from perdure.store.failures import CONNECTION_ERRORS
 from perdure.store.postgres import own_session
 
 if TYPE_CHECKING:
     from perdure.engine.execution import Branch, Execution
 
 _DEFAULT_RETRY = Retry()
+log = structlog.get_logger(__name__)
 
 
 class StepContext(StepInjected):
@@ -118,8 +123,8 @@ class StepCall(Call[Any]):
 
     async def _attempt_once(self) -> None:
         execution, host = self.execution, self.execution.host
-        if not host.leased:
-            await host.wait_for_lease()
+        if not host.may_start(execution):
+            await host.wait_for_lease(execution)
         attempt = self._attempt
         kwargs = self._kwargs
         if self._spec.injected:
@@ -132,6 +137,7 @@ class StepCall(Call[Any]):
         started = host.clock.now()
         reach("step.before", execution.run_id, self.name)
         host.events.step_started(execution, self, attempt)
+        host.steps_running += 1
         try:
             value = await self._run(kwargs)
         except asyncio.CancelledError as error:
@@ -141,11 +147,15 @@ class StepCall(Call[Any]):
             self._failed(error, attempt, started)  # the function's own cancellation, which is only its error
         except RunSuspended:
             raise
+        except Untravelable as error:
+            self._untravelable(error, attempt, started)
         except BaseException as error:  # noqa: BLE001 -- whatever a step raises is its outcome
             self._failed(error, attempt, started)
         else:
             reach("step.after_effect", execution.run_id, self.name)
             self._succeeded(value, attempt, started)
+        finally:
+            host.steps_running -= 1
 
     async def _run(self, kwargs: dict[str, Any]) -> Any:
         if self._spec.is_async:
@@ -154,24 +164,35 @@ class StepCall(Call[Any]):
             async with asyncio.timeout(self._timeout):
                 return await self._function(*self._args, **kwargs)
         async with asyncio.timeout(self._timeout):
-            call = functools.partial(contextvars.copy_context().run, self._function, *self._args, **kwargs)
+            call = functools.partial(contextvars.copy_context().run, _in_thread, self._function, self._args, kwargs)
             value = await self.execution.host.loop.run_in_executor(self.execution.host.threads, call)
             return await value if asyncio.iscoroutine(value) else value
 
-    def _succeeded(self, value: Any, attempt: int, started: datetime) -> None:
-        what = f"the result of step {self.name!r}"
+    def _text(self, value: Any) -> str:
+        """The result as it travels. Raises `Untravelable`, which names what does not."""
+        what = f"the result of {self.kind} {self.name!r}"
         try:
             text = self._spec.result.encode(value, what=what)
-            limit = self.execution.host.settings.max_payload
-            if len(text) > limit:
-                raise TypeError(f"{what} has {len(text)} characters; the limit is {limit}: return a reference to it")
+            size, limit = len(text.encode()), self.execution.host.settings.max_payload
+            if size > limit:
+                raise Untravelable(f"{what} has {size} bytes; the limit is {limit}: return a reference to it")
             self._spec.result.decode(text, what=what)
         except TypeError as error:
-            said = {**describe(error), "type": "TypeError", "untravelable": True}
-            self.write(self.row("error", error=encode(said, what="error"), attempt=attempt, started_at=started))
+            raise Untravelable(str(error)) from error
+        return text
+
+    def _succeeded(self, value: Any, attempt: int, started: datetime) -> None:
+        try:
+            text = self._text(value)
+        except Untravelable as error:
+            self._untravelable(error, attempt, started)
             return
         reach("step.before_commit", self.execution.run_id, self.name)
         self.write(self.row("ok", text, attempt=attempt, started_at=started))
+
+    def _untravelable(self, error: Untravelable, attempt: int, started: datetime) -> None:
+        said = {**describe(error), "type": "TypeError", "untravelable": True}
+        self.write(self.row("error", error=encode(said, what="error"), attempt=attempt, started_at=started))
 
     def _failed(self, error: BaseException, attempt: int, started: datetime) -> None:
         said = (
@@ -208,6 +229,17 @@ class StepCall(Call[Any]):
             self.resolve(error=_step_error(self.name, row))
 
 
+class Untravelable(TypeError):
+    """A result that cannot be journaled: the step has run, and its outcome is this error."""
+
+
+def _in_thread(function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    try:
+        return function(*args, **kwargs)
+    except StopIteration as error:  # a future cannot carry it: whoever waits for the thread would wait for ever
+        raise RuntimeError(f"the step raised StopIteration: {error}") from error
+
+
 def _step_error(name: str, row: JournalRow) -> PerdureError | TypeError:
     cause = decode(row.error) or {}
     if cause.pop("untravelable", False):
@@ -226,27 +258,48 @@ class TransactionCall(StepCall):
     __slots__ = ()
 
     async def _run(self, kwargs: dict[str, Any]) -> Any:
+        delay = 0.05
+        while True:
+            async with self.execution.host.transactions:
+                row = await self._try(kwargs)
+            if row is not None:
+                reach("step.after_commit", self.execution.run_id, self.name)
+                return row
+            await asyncio.sleep(delay)  # the database went away; nothing was done, so no attempt is counted
+            delay = min(delay * 2, 2.0)
+
+    async def _try(self, kwargs: dict[str, Any]) -> JournalRow | None:
+        """The committed row; `None` when the connection was lost and nothing was committed."""
         execution = self.execution
         row: JournalRow | None = None
+        lost = True
         try:
-            async with execution.host.pool.acquire() as connection, own_session(connection), connection.transaction():
-                async with asyncio.timeout(self._timeout):
-                    value = await self._function(connection, *self._args, **kwargs)
-                text = self._spec.result.encode(value, what=f"the result of transaction {self.name!r}")
-                execution.busy += 1
-                row = self.row("ok", text, attempt=self._attempt)
-                held = await write_rows(connection, [Entry(execution, row=row)])
-                if not held:
-                    raise Fenced
-            reach("step.after_commit", execution.run_id, self.name)
+            async with execution.host.pool.acquire() as connection:
+                try:
+                    async with own_session(connection), connection.transaction():
+                        async with asyncio.timeout(self._timeout):
+                            value = await self._function(connection, *self._args, **kwargs)
+                        text = self._text(value)
+                        execution.busy += 1
+                        row = self.row("ok", text, attempt=self._attempt)
+                        reach("step.before_commit", execution.run_id, self.name)
+                        # A patch marker that is not committed yet goes along: a replay of this row must find it.
+                        patches = [Entry(execution, row=patch) for patch in execution.unwritten_patches.values()]
+                        if not await write_rows(connection, [*patches, Entry(execution, row=row)]):
+                            raise Fenced
+                finally:
+                    lost = connection.is_closed()
         except Fenced:
             execution.fenced()
             raise
         except BaseException as error:
-            if row is not None and (isinstance(error, CONNECTION_ERRORS) and await self._committed(row)):
-                return row
             if row is not None:
+                if isinstance(error, CONNECTION_ERRORS) and await self._committed(row):
+                    return row
                 execution.settle(row.seq, None)
+            if lost and isinstance(error, CONNECTION_ERRORS):
+                log.warning("transaction repeated", action="transaction.retry", error=type(error).__name__)
+                return None
             raise
         return row
 

@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from perdure.engine.calls import Call
 from perdure.engine.codec import decode, encode
-from perdure.engine.rows import JournalRow, Start
-from perdure.errors import Conflict, RunFailed
+from perdure.engine.rows import JournalRow, Snapshot, Start
+from perdure.errors import Conflict, RunFailed, StepFailed
 
 if TYPE_CHECKING:
+    from perdure.config.snapshot import AgentConfig
     from perdure.engine.execution import Branch, Execution
 
 
@@ -70,8 +71,7 @@ class Wait(Call[Any]):
         self.signal = self.child = None
 
     def _error_of(self, row: JournalRow) -> BaseException:
-        said = decode(row.error)
-        return RunFailed(said.get("run_id", "?"), said.get("status", "failed"), said.get("error"))
+        return refused(self, row)
 
 
 class SleepCall(Wait):
@@ -147,20 +147,30 @@ class ChildCall(Wait):
 
     def on_due(self) -> None:
         """The time is over: the child is asked to end, too."""
-        self.execution.host.cancel_run(self.start.run_id, f"its parent {self.execution.run_id} waits no longer")
+        self._let_go()
         super().on_due()
 
     def abandon(self) -> None:
         """Nobody waits for the child any more: it is asked to end."""
         if self._opened is not None and not self.done:
-            self.execution.host.cancel_run(self.start.run_id, f"its parent {self.execution.run_id} waits no longer")
+            self._let_go()
         super().abandon()
+
+    def passed_over(self, row: JournalRow) -> None:
+        """The child was on its way when its caller gave up."""
+        if row.outcome == "open":
+            self._let_go()
+
+    def _let_go(self) -> None:
+        self.execution.host.cancel_child(self.execution.run_id, self.start.run_id)
 
     def _error_of(self, row: JournalRow) -> BaseException:
         said = decode(row.error)
+        if "status" not in said:
+            return super()._error_of(row)
         if said["status"] == "conflict":
             return Conflict(said["error"]["message"], run_id=said["run_id"])
-        return super()._error_of(row)
+        return RunFailed(said["run_id"], said["status"], said.get("error"))
 
 
 class RecordCall(Call[Any]):
@@ -193,17 +203,21 @@ class RecordCall(Call[Any]):
 
     def on_row(self, row: JournalRow) -> None:
         """It is written."""
-        self.resolve(self._change(decode(row.result)))
+        if row.outcome == "ok":
+            self.resolve(self._change(decode(row.result)))
+        else:
+            self.resolve(error=refused(self, row))
 
 
 class AdoptCall(Call[Any]):
     """Takes the newest configuration for the rest of the run; a row stands for it only when there was a newer one."""
 
     kind = "config"
-    __slots__ = ()
+    __slots__ = ("_newest",)
 
     def __init__(self, execution: Execution, branch: Branch) -> None:
         super().__init__(execution, branch, branch.take(), "adopt", "")
+        self._newest: AgentConfig | None = None
 
     def begin(self) -> None:
         """Replay what was adopted here, if anything was."""
@@ -219,13 +233,33 @@ class AdoptCall(Call[Any]):
         if newest.hash == self.execution.config.hash or newest.revision < self.execution.config.revision:
             self.resolve(self.execution.config)
             return
+        self._newest = newest
         said = {"revision": newest.revision, "hash": newest.hash}
-        self.write(self.row("ok", encode(said, what="snapshot")))
+        values = encode(dict(newest.values), what="configuration")
+        kept = Snapshot(self.execution.run.agent_name, newest.hash, newest.revision, values)
+        self.write(self.row("ok", encode(said, what="snapshot")), snapshot=kept)
 
     def on_row(self, row: JournalRow) -> None:
         """Stand on the snapshot that the row names."""
-        self.execution.config = self.execution.host.snapshot(decode(row.result)["hash"])
+        if row.outcome != "ok":
+            self.resolve(error=refused(self, row))
+            return
+        self.execution.config = self._newest or self.execution.snapshots[decode(row.result)["hash"]]
         self.resolve(self.execution.config)
+
+
+def refused(call: Call[Any], row: JournalRow) -> StepFailed:
+    """What a call raises whose row the database refused."""
+    return StepFailed(call.name, row.attempt, decode(row.error) or {})
+
+
+def one_line(name: Any, *, what: str) -> str:
+    """`name`, as every store can hold it. Raises `TypeError` or `ValueError` naming `what` for anything else."""
+    if not isinstance(name, str):
+        raise TypeError(f"{what} must be text, not {type(name).__name__}")
+    if not 0 < len(name) <= 256 or not name.isprintable():
+        raise ValueError(f"{what} must be one line of 1 to 256 printable characters, not {name[:300]!r}")
+    return name
 
 
 def seconds_of(value: Any, *, what: str) -> float:

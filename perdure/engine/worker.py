@@ -20,15 +20,17 @@ from perdure.engine.claims import Claims
 from perdure.engine.clock import Clock, SystemClock
 from perdure.engine.codec import encode
 from perdure.engine.definition import WorkflowDefinition
+from perdure.engine.entries import Entry
 from perdure.engine.events import Events
 from perdure.engine.execution import Execution
 from perdure.engine.failure import describe
-from perdure.engine.journal import CONNECTION_ERRORS, Entry, Journal
+from perdure.engine.journal import Journal
 from perdure.engine.liveness import Liveness
 from perdure.engine.mailbox import Mailbox
 from perdure.engine.rows import ClaimedRun, JournalRow, Move
 from perdure.errors import SetupError
 from perdure.settings import Settings
+from perdure.store.failures import CONNECTION_ERRORS
 from perdure.store.postgres import Pool
 from perdure.store.queries import load_queries
 
@@ -76,6 +78,9 @@ class Worker:
         self.linger = linger
         self.cancel_grace = 1.5
         self.fences = 0
+        self.steps_running = 0
+        # A transaction holds a connection while the author's code runs; the engine must not wait for one.
+        self.transactions = asyncio.Semaphore(max(1, settings.pool_size - 3))
         self.loop = asyncio.get_running_loop()
         self.threads: Executor = ThreadPoolExecutor(max_workers=32, thread_name_prefix=f"{agent_name}-step")
         self.events = Events(nats)
@@ -130,12 +135,11 @@ class Worker:
 
     async def drain(self) -> None:
         """Take nothing new, let steps in flight end for a while, give the rest back: no attempt is counted for it."""
-        self._draining = True
+        self._draining = True  # from here on no step begins
         await self._consumer.stop()
+        await self._claims.stop()
         deadline = self.loop.time() + self.settings.drain_timeout * 0.6
-        while self.executions and self.loop.time() < deadline:
-            if all(execution.busy == 0 for execution in self.executions.values()):
-                break
+        while (self.steps_running or not self.journal.idle) and self.loop.time() < deadline:
             await asyncio.sleep(0.02)
         held = list(self.executions.values())
         if held:
@@ -184,8 +188,6 @@ class Worker:
 
     def _lost(self) -> None:
         """The lease is over, or the process's row was given up: every run here may be another's by now."""
-        if self._liveness.leased:
-            return
         held = list(self.executions.values())
         if held:
             log.warning("lease is over; runs dropped", action="lease.lost", runs=len(held))
@@ -200,15 +202,22 @@ class Worker:
         return min(self.settings.run_slots - len(self.executions) - self._claims.waiting, 256)
 
     def _take(self, message: Msg) -> None:
-        self._claims.add(message.data.decode("ascii", "replace"), message)
+        run_id = message.data.decode("ascii", "replace")
+        if not subjects.RUN_ID.fullmatch(run_id):
+            log.warning("not a run id; dropped", action="work.garbage", subject=message.subject)
+            self._soon(self.ack(message))
+            return
+        self._claims.add(run_id, message)
 
     async def ack(self, message: Msg) -> None:
         """The claim of a message's run is decided."""
         await self._consumer.ack(message)
 
-    def begin(self, run: ClaimedRun, history: list[JournalRow], config: AgentConfig) -> None:
+    def begin(
+        self, run: ClaimedRun, history: list[JournalRow], config: AgentConfig, snapshots: Mapping[str, AgentConfig]
+    ) -> None:
         """Execute a claimed run."""
-        execution = Execution(self, run, self.workflows[run.workflow], history, config)
+        execution = Execution(self, run, self.workflows[run.workflow], history, config, snapshots, self.process_id)
         self.executions[run.run_id] = execution
         if run.base_seq == 0 and not history:
             self.events.started(execution)
@@ -225,24 +234,18 @@ class Worker:
 
     # -- what executions ask ------------------------------------------------------------------------------------------
 
-    @property
-    def leased(self) -> bool:
-        """Whether this process may start a step now."""
-        return self._liveness.leased
+    def may_start(self, execution: Execution) -> bool:
+        """Whether a step of `execution` may begin: the lease under which it was claimed holds, and nothing drains."""
+        return self._liveness.leased and execution.process_id == self.process_id and not self._draining
 
-    async def wait_for_lease(self) -> None:
-        """Come back when this process may start a step."""
-        while not self._liveness.leased:
+    async def wait_for_lease(self, execution: Execution) -> None:
+        """Come back when a step of `execution` may begin; if it never may, the execution is closed meanwhile."""
+        while not self.may_start(execution):
             await asyncio.sleep(0.05)
 
     def newest_config(self) -> AgentConfig:
         """The configuration that is live in this process."""
         return self._config.newest()
-
-    def snapshot(self, digest: str) -> AgentConfig:
-        """A configuration that the journal names; the claim has loaded it."""
-        newest = self._config.newest()
-        return newest if newest.hash == digest else self._claims.snapshots[digest]
 
     def rebuild(self, values: Mapping[str, str], revision: int) -> AgentConfig:
         """A snapshot of an earlier time, from its rows."""
@@ -262,12 +265,9 @@ class Worker:
         """Read how the children of a run are, soon."""
         self._mailbox.want_children(execution)
 
-    def cancel_run(self, run_id: str, reason: str) -> None:
-        """Ask a run to end, soon."""
-        self._soon(self._cancel(run_id, reason))
-
-    async def _cancel(self, run_id: str, reason: str) -> None:
-        await runs.cancel_tree(self.pool, self.nats, run_id, reason)
+    def cancel_child(self, parent: str, child: str) -> None:
+        """Ask a child to end, soon: its parent waits no longer."""
+        self._soon(self._patiently(functools.partial(runs.cancel_child, self.pool, self.nats, parent, child)))
 
     def step_failed(self, call: StepCall, error: BaseException, attempt: int, pause: float | None) -> None:
         """A try of a step failed."""
@@ -284,7 +284,7 @@ class Worker:
 
     def engine_failed(self, execution: Execution, error: BaseException) -> None:
         """A fault of the engine itself: the run ends `needs_review`, with what is known; nothing is guessed."""
-        if execution.closed:
+        if execution.closed or execution.leaving:
             return
         log.error("engine fault", action="engine.fault", run_id=execution.run_id, exc_info=error)
         execution.leaving = True
@@ -293,10 +293,10 @@ class Worker:
 
     # -- after a commit -----------------------------------------------------------------------------------------------
 
-    def _after_commit(self, entries: Sequence[Entry]) -> Any:
-        """Tell what is committed: events, wake-ups of children, of waits, of parents and of the next turns."""
-        waiting: list[str] = []
+    def _after_commit(self, entries: Sequence[Entry]) -> None:
+        """Tell what is committed: events, wake-ups of children, of parents and of the next turns."""
         ended: list[Execution] = []
+        awaited: list[str] = []
         for entry in entries:
             execution = cast("Execution", entry.writer)
             if entry.row is not None:
@@ -305,27 +305,19 @@ class Worker:
                     self.wake(entry.start.run_id, entry.start.agent_name)
             if entry.move is not None:
                 self.events.moved(execution, entry.move)
-                if entry.move.status == "waiting":
-                    waiting.append(execution.run_id)
-                elif entry.move.status == "pending":
+                if entry.woken or entry.move.status == "pending":
                     self.wake(execution.run_id, self.agent_name)
                 elif entry.move.end_seq is not None:
                     ended.append(execution)
+                    if entry.joined or execution.run.parent_run_id is not None:
+                        awaited.append(execution.run_id)
                 if self._hot_state is not None:
                     self._hot_state.note(execution.run_id, self.agent_name, entry.move.status, execution.last_seq)
-        children = [e.run_id for e in ended if e.run.parent_run_id is not None]
         sessions = [e.run.session_id for e in ended if e.run.session_id is not None]
-        if waiting:
-            self._soon(self._recheck(waiting))
-        if children:
-            self._soon(runs.tell_parents(self.pool, self.nats, children))
+        if awaited:
+            self._soon(runs.tell_parents(self.pool, self.nats, awaited))
         if sessions:
             self._soon(runs.next_turns(self.pool, self.nats, [(self.agent_name, name) for name in sessions]))
-
-    async def _recheck(self, run_ids: list[str]) -> None:
-        """What came between the last look and the wait wakes the run here; whatever fails here, a nudge repeats."""
-        for record in await self._patiently(functools.partial(self.pool.fetch, self.queries["recheck_waits"], run_ids)):
-            self.wake(record["run_id"], record["agent_name"])
 
     async def _patiently(self, query: Callable[[], Any]) -> Any:
         delay = 0.05

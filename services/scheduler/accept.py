@@ -12,13 +12,13 @@ import structlog
 from nats.aio.client import Client
 
 from perdure.bus.service import Request
+from perdure.engine import runs
+from perdure.engine.rows import Start
 from perdure.errors import ApiError, Conflict, TooLarge, Unavailable
 from perdure.messages import RunStart, parse
 from perdure.settings import Settings
+from perdure.store.failures import CONNECTION_ERRORS
 from perdure.store.postgres import Pool
-from perdure.engine import runs
-from perdure.engine.journal import CONNECTION_ERRORS
-from perdure.engine.rows import Start
 
 log = structlog.get_logger(__name__)
 

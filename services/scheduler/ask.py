@@ -13,13 +13,13 @@ from nats.aio.msg import Msg
 
 from perdure import subjects
 from perdure.bus.service import Request
+from perdure.engine import runs
+from perdure.engine.rows import TERMINAL
 from perdure.errors import RunFailed
 from perdure.messages import RunAsk, parse
+from perdure.store.failures import CONNECTION_ERRORS
 from perdure.store.postgres import Pool
 from perdure.store.queries import load_queries
-from perdure.engine import runs
-from perdure.engine.journal import CONNECTION_ERRORS
-from perdure.engine.rows import TERMINAL
 from services.scheduler.accept import Acceptor
 
 _SQL = load_queries("runs.sql")

@@ -12,11 +12,11 @@ import asyncpg
 import structlog
 from nats.aio.client import Client
 
+from perdure.engine import runs
 from perdure.settings import Settings
+from perdure.store.failures import CONNECTION_ERRORS
 from perdure.store.postgres import Pool
 from perdure.store.queries import load_queries
-from perdure.engine import runs
-from perdure.engine.journal import CONNECTION_ERRORS
 
 _SQL = load_queries("engine.sql")
 log = structlog.get_logger(__name__)
@@ -54,7 +54,7 @@ class Reaper:
 
     async def look(self, *, leases: bool) -> None:
         """Bury the processes that are lost, and requeue what they held."""
-        for record in await self._pool.fetch(_SQL["lost_processes"], leases):
+        for record in await self._pool.fetch(_SQL["lost_processes"], leases, self._settings.lease_seconds):
             if await self._pool.fetchval(_SQL["bury_process"], record["process_id"]):
                 log.warning(
                     "process lost",
@@ -89,5 +89,5 @@ class Reaper:
             runs.wake(self._nats, record["run_id"], record["agent_name"])
             return
         runs.tell_end(self._nats, record["run_id"], record["agent_name"], "dead", record["end_seq"], record["error"])
-        if record["parent_run_id"] is not None:
+        if record["parent_run_id"] is not None or record["joined"]:
             await runs.tell_parents(self._pool, self._nats, [record["run_id"]])

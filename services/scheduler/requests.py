@@ -10,11 +10,11 @@ from nats.aio.client import Client
 
 from perdure.bus.endpoint import Handler
 from perdure.bus.service import Request
+from perdure.engine import runs
 from perdure.errors import InvalidRequest
 from perdure.messages import RunFork, RunGet, RunList, RunRef, RunSignal, parse
 from perdure.settings import Settings
 from perdure.store.postgres import Pool
-from perdure.engine import runs
 
 
 class RunRequests:

@@ -10,8 +10,8 @@ from typing import ClassVar
 from perdure import subjects
 from perdure.bus.service import Service
 from perdure.bus.streams import ensure_streams
-from perdure.settings import Settings
 from perdure.engine.clock import Clock, SystemClock
+from perdure.settings import Settings
 from services.scheduler.accept import Acceptor
 from services.scheduler.ask import Asks
 from services.scheduler.reaper import Reaper

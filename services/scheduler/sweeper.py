@@ -9,11 +9,11 @@ from datetime import UTC, datetime, timedelta
 import structlog
 from nats.aio.client import Client
 
+from perdure.engine import runs
+from perdure.engine.clock import Clock
 from perdure.settings import Settings
 from perdure.store.postgres import Pool
 from perdure.store.queries import load_queries
-from perdure.engine import runs
-from perdure.engine.clock import Clock
 
 _SQL = load_queries("engine.sql")
 log = structlog.get_logger(__name__)
@@ -62,6 +62,7 @@ class Sweeper:
             while await self.sweep(age) == BATCH:
                 age = self._settings.redispatch_after
             await self.tell_untold()
+            await self.cancel_abandoned()
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(self._settings.sweep_interval):
                     await self._hurry.wait()
@@ -83,3 +84,10 @@ class Sweeper:
         children = await self._pool.fetch(_SQL["untold_children"], before, BATCH)
         if children:
             await runs.tell_parents(self._pool, self._nats, [record["run_id"] for record in children])
+
+    async def cancel_abandoned(self) -> None:
+        """Cancel the children of cancelled parents that whoever cancelled did not live to reach."""
+        before = datetime.now(UTC) - timedelta(seconds=self._settings.redispatch_after)
+        for record in await self._pool.fetch(_SQL["abandoned_children"], before, BATCH):
+            reason = f"its parent {record['parent_run_id']} was cancelled"
+            await runs.cancel_tree(self._pool, self._nats, record["run_id"], reason)

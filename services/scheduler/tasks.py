@@ -11,9 +11,9 @@ from nats.aio.msg import Msg
 
 from perdure import subjects
 from perdure.bus.pull import PullConsumer
+from perdure.engine.codec import short_hash
 from perdure.errors import ApiError, Conflict, Unavailable
 from perdure.messages import RunStart, parse
-from perdure.engine.codec import short_hash
 from services.scheduler.accept import Acceptor
 
 log = structlog.get_logger(__name__)

@@ -42,9 +42,10 @@ ORDER BY turn DESC
 LIMIT $6
 
 -- name: send_signal
--- The run's row is locked before the signal is there, so that a run going to sleep cannot miss it.
+-- The run's row is locked before the signal is there, so that a run going to sleep cannot miss it. Whether it waits is
+-- read from the row as it was locked: the statement's own snapshot may be older than the lock.
 WITH target AS (
-  SELECT run_id, agent_name, status, process_id FROM runs WHERE run_id = $1 FOR NO KEY UPDATE
+  SELECT run_id, agent_name, status, process_id, waiting_signals FROM runs WHERE run_id = $1 FOR NO KEY UPDATE
 ), open AS (
   SELECT * FROM target WHERE status NOT IN ('completed', 'failed', 'cancelled', 'dead')
 ), sent AS (
@@ -55,7 +56,7 @@ WITH target AS (
 ), woken AS (
   UPDATE runs SET status = 'pending', wake_at = NULL, dispatched_at = now()
   FROM open
-  WHERE runs.run_id = open.run_id AND runs.status = 'waiting' AND $2 = ANY(runs.waiting_signals)
+  WHERE runs.run_id = open.run_id AND open.status = 'waiting' AND $2 = ANY(open.waiting_signals)
     AND EXISTS (SELECT 1 FROM sent)
   RETURNING runs.run_id
 )
@@ -86,34 +87,54 @@ FROM target LEFT JOIN ended USING (run_id)
 -- name: live_children
 SELECT run_id FROM runs WHERE parent_run_id = ANY($1::text[]) AND finished_at IS NULL ORDER BY run_id
 
+-- name: lock_run
+-- Also says whose session must be held before the run's turn may change.
+SELECT agent_name, session_id FROM runs WHERE run_id = $1 FOR NO KEY UPDATE
+
 -- name: resume
--- An ended turn that comes back goes to the end of its session's line: `turn` is drawn anew.
+-- An ended turn that comes back goes to the end of its session's line: `turn` is drawn anew. One that had only stopped
+-- keeps its place.
 WITH target AS (
   SELECT run_id, agent_name, status FROM runs WHERE run_id = $1 FOR NO KEY UPDATE
-), woken AS (
-  UPDATE runs SET status = 'pending', attempts = 0, wake_at = NULL, error = NULL, finished_at = NULL, end_seq = NULL,
-         cancel_reason = NULL, parent_notified = FALSE, dispatched_at = now(), turn = DEFAULT
+), stopped AS (
+  UPDATE runs SET status = 'pending', attempts = 0, error = NULL, dispatched_at = now()
   FROM target
-  WHERE runs.run_id = target.run_id AND target.status IN ('failed', 'dead', 'blocked', 'paused', 'needs_review')
+  WHERE runs.run_id = target.run_id AND target.status IN ('blocked', 'paused', 'needs_review')
+  RETURNING runs.run_id
+), ended AS (
+  UPDATE runs SET status = 'pending', attempts = 0, error = NULL, dispatched_at = now(), finished_at = NULL,
+         end_seq = NULL, cancel_reason = NULL, parent_notified = FALSE, turn = DEFAULT
+  FROM target
+  WHERE runs.run_id = target.run_id AND target.status IN ('failed', 'dead')
   RETURNING runs.run_id
 )
-SELECT target.agent_name, target.status, EXISTS (SELECT 1 FROM woken) AS woken FROM target
+SELECT target.agent_name, target.status,
+       EXISTS (SELECT 1 FROM stopped) OR EXISTS (SELECT 1 FROM ended) AS woken
+FROM target
 
 -- name: fork
--- A new run with another's task and the first rows of its journal. Only finished outcomes are copied.
+-- A new run with another's task and the first rows of its journal. A child that had not ended is not copied: the new
+-- run starts its own. Its epoch is not 0, so that its first claim reads the journal.
 WITH source AS (
   SELECT * FROM runs WHERE run_id = $1
 ), made AS (
-  INSERT INTO runs (run_id, agent_name, workflow, version, session_id, task, task_hash, config_revision, config_hash)
-  SELECT $2, agent_name, workflow, version, session_id, task, task_hash, config_revision, config_hash FROM source
+  INSERT INTO runs (run_id, agent_name, workflow, version, session_id, task, task_hash, config_revision, config_hash,
+                    epoch, base_seq, started_at)
+  SELECT $2, agent_name, workflow, version, session_id, task, task_hash, config_revision, config_hash, 1, base_seq,
+         started_at
+  FROM source
   ON CONFLICT (run_id) DO NOTHING
-  RETURNING run_id, agent_name
+  RETURNING run_id, agent_name, base_seq
 ), copied AS (
   INSERT INTO journal (run_id, seq, path, kind, name, hash, outcome, result, error, attempt, due_at, epoch,
                        config_revision, started_at, finished_at)
   SELECT made.run_id, j.seq, j.path, j.kind, j.name, j.hash, j.outcome, j.result, j.error, j.attempt, j.due_at, 0,
          j.config_revision, j.started_at, j.finished_at
-  FROM journal AS j, made WHERE j.run_id = $1 AND j.seq < $3
+  FROM journal AS j, made
+  WHERE j.run_id = $1 AND j.seq < $3 AND j.seq > made.base_seq AND NOT (
+    j.kind = 'call' AND j.outcome = 'open' AND NOT EXISTS (
+      SELECT 1 FROM journal AS answer
+      WHERE answer.run_id = j.run_id AND answer.path = j.path AND answer.seq > j.seq AND answer.seq < $3))
   RETURNING seq
 )
 SELECT made.run_id, made.agent_name, (SELECT count(*) FROM copied) AS rows_copied FROM made

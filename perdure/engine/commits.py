@@ -1,0 +1,141 @@
+"""The statements of a journal commit: rows under their fences, and runs that leave `running`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from perdure.engine.entries import Entry, Place
+from perdure.engine.rows import Start
+from perdure.engine.runs import ACCEPT, accept_arguments
+from perdure.store.postgres import Pool, PooledConnection
+from perdure.store.queries import load_queries
+
+_SQL = load_queries("engine.sql")
+_RUNS = load_queries("runs.sql")
+
+
+async def commit_rows(pool: Pool, entries: Sequence[Entry]) -> set[Place]:
+    """One commit: rows, the children they start, the snapshots they name and the signals they consume."""
+    more = any(e.start or e.snapshot or (e.row and e.row.signal_seq is not None) for e in entries)
+    async with pool.acquire() as connection:
+        if not more:
+            return await write_rows(connection, entries)
+        async with connection.transaction():
+            held = await write_rows(connection, entries)
+            allowed = [entry for entry in entries if entry.place in held]
+            await _keep(connection, allowed)
+            await _write_starts(connection, [entry.start for entry in allowed if entry.start is not None])
+            await _consume(connection, allowed)
+        return held
+
+
+async def commit_moves(pool: Pool, entries: Sequence[Entry], *, again: bool) -> dict[Place, bool]:
+    """One commit: the places that moved, and whether others than its parent wait for the run's end.
+
+    `again` says that an earlier try may have been committed without an answer.
+    """
+    waiting = [entry for entry in entries if entry.move is not None and entry.move.status == "waiting"]
+    async with pool.acquire() as connection:
+        if waiting:
+            async with connection.transaction():
+                done = await _move(connection, entries)
+                await _recheck(connection, [entry for entry in waiting if entry.place in done])
+        else:
+            done = await _move(connection, entries)
+        if again and len(done) < len(entries):
+            done |= await _moved_before(connection, [entry for entry in entries if entry.place not in done])
+    return done
+
+
+async def write_rows(connection: PooledConnection, entries: Sequence[Entry]) -> set[Place]:
+    """Insert the rows of `entries` under their fences; the places that this process still holds."""
+    fences = sorted({entry.place for entry in entries})
+    places = [entry.place for entry in entries if entry.row is not None]
+    rows = [entry.row for entry in entries if entry.row is not None]
+    records = await connection.fetch(
+        _SQL["flush"],
+        [run_id for run_id, _ in fences],
+        [epoch for _, epoch in fences],
+        [run_id for run_id, _ in places],
+        [epoch for _, epoch in places],
+        [row.seq for row in rows],
+        [row.path for row in rows],
+        [row.kind for row in rows],
+        [row.name for row in rows],
+        [row.hash for row in rows],
+        [row.outcome for row in rows],
+        [row.result for row in rows],
+        [row.error for row in rows],
+        [row.attempt for row in rows],
+        [row.due_at for row in rows],
+        [row.signal_seq for row in rows],
+        [row.config_revision for row in rows],
+        [row.started_at for row in rows],
+        [row.finished_at for row in rows],
+    )
+    return {(record["run_id"], record["epoch"]) for record in records}
+
+
+async def _write_starts(connection: PooledConnection, starts: list[Start]) -> None:
+    if not starts:
+        return
+    sessions = [f"{start.agent_name}/{start.session_id}" for start in starts if start.session_id]
+    if sessions:
+        await connection.execute(_RUNS["lock_sessions"], sessions)
+    made = {record["run_id"] for record in await connection.fetch(ACCEPT, *accept_arguments(starts))}
+    there = [start.run_id for start in starts if start.run_id not in made and start.parent_run_id is not None]
+    if there:
+        await connection.execute(_SQL["join_children"], there)
+
+
+async def _keep(connection: PooledConnection, entries: Sequence[Entry]) -> None:
+    for snapshot in {entry.snapshot for entry in entries if entry.snapshot is not None}:
+        await connection.execute(
+            _SQL["keep_snapshot"], snapshot.agent_name, snapshot.hash, snapshot.revision, snapshot.values
+        )
+
+
+async def _consume(connection: PooledConnection, entries: Sequence[Entry]) -> None:
+    pairs = [(e.writer.run_id, e.row.signal_seq) for e in entries if e.row is not None and e.row.signal_seq is not None]
+    if pairs:
+        await connection.execute(_SQL["consume_signals"], [run_id for run_id, _ in pairs], [seq for _, seq in pairs])
+
+
+async def _move(connection: PooledConnection, entries: Sequence[Entry]) -> dict[Place, bool]:
+    moves = [entry.move for entry in entries if entry.move is not None]
+    records = await connection.fetch(
+        _SQL["move"],
+        [entry.writer.run_id for entry in entries],
+        [entry.writer.epoch for entry in entries],
+        [move.status for move in moves],
+        [move.output for move in moves],
+        [move.error for move in moves],
+        [move.wake_at for move in moves],
+        [move.waiting_signals for move in moves],
+        [move.waiting_children for move in moves],
+        [move.end_seq for move in moves],
+        [move.task for move in moves],
+        [move.base_seq for move in moves],
+    )
+    return {(record["run_id"], record["epoch"]): record["joined"] for record in records}
+
+
+async def _recheck(connection: PooledConnection, waiting: Sequence[Entry]) -> None:
+    """What came between a run's last look and its wait wakes it here, in the commit that makes it wait."""
+    children = [entry.move.waiting_children for entry in waiting if entry.move and entry.move.waiting_children]
+    if children:
+        await connection.execute(_SQL["lock_joined"], [child for each in children for child in each.split("\n")])
+    records = await connection.fetch(_SQL["recheck_waits"], [entry.writer.run_id for entry in waiting])
+    woken = {record["run_id"] for record in records}
+    for entry in waiting:
+        entry.woken = entry.writer.run_id in woken
+
+
+async def _moved_before(connection: PooledConnection, entries: Sequence[Entry]) -> dict[Place, bool]:
+    records = await connection.fetch(
+        _SQL["moved_before"],
+        [entry.writer.run_id for entry in entries],
+        [entry.writer.epoch for entry in entries],
+        [entry.move.status for entry in entries if entry.move is not None],
+    )
+    return {(record["run_id"], record["epoch"]): record["joined"] for record in records}
