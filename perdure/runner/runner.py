@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import atexit
 import threading
 import time
 from collections.abc import Coroutine
@@ -95,7 +94,6 @@ class AgentRunner:
             return
         self._submit(self._stop(agent)).result()
         if not self._processes:
-            atexit.unregister(self.shutdown)
             self._loop.call_soon_threadsafe(self._loop.stop)
             self._thread.join()
             self._loop = self._thread = None
@@ -109,7 +107,8 @@ class AgentRunner:
                 self._loop = _new_loop()
                 self._thread = threading.Thread(target=self._turn, args=(self._loop,), name="perdure", daemon=True)
                 self._thread.start()
-                atexit.register(self.shutdown)
+                # Not `atexit`: when that runs, Python has closed the thread pools that an orderly end still needs.
+                threading._register_atexit(self.shutdown)  # type: ignore[attr-defined]  # noqa: SLF001
         return asyncio.run_coroutine_threadsafe(work, self._loop)
 
     @staticmethod
