@@ -10,12 +10,13 @@ from pydantic import BaseModel, TypeAdapter
 from perdure import subjects
 from perdure.agent.background import background_workflow, workflow_name
 from perdure.agent.base import BaseAgent
+from perdure.agent.hooks import HookChain, Hooks
 from perdure.agent.model import AgentModel
 from perdure.agent.persona import Persona
 from perdure.agent.session import Sessions
+from perdure.agent.settings import AgentSettings, settings_with_tools
 from perdure.agent.tools import Tool, as_tools
 from perdure.agent.turn import Turn
-from perdure.config.keys import DurableAgentSettings
 from perdure.config.snapshot import AgentConfig
 from perdure.engine import Context, WorkflowDefinition, define_workflow, workflow
 from perdure.llm.types import Model
@@ -28,14 +29,15 @@ class DurableAgent(BaseAgent):
 
     `instructions` and `style_guidelines` are a text or a list of texts. `tools` are functions, `@tool`s or agents.
     `model` is a model's name (`gpt-5`, `groq/llama-3.3-70b`) or an object with `complete(request)`; None leaves it to
-    the configuration and the environment. `output_type` is a type the answer must have (a pydantic model, …).
-    `max_iterations` bounds the model calls of a turn: the last one must answer. `history_max_messages` are the messages
-    of a conversation that the model is shown. A subclass may give all of these as class attributes.
+    the configuration and the environment. `output_type` is a type the answer must have (a pydantic model, …). `hooks`
+    are asked before and after model and tool calls. `max_iterations` bounds the model calls of a turn: the last one
+    must answer. `history_max_messages` are the messages of a conversation that the model is shown. A subclass may give
+    all of these as class attributes.
 
     A run's task is a text, or `{"task": text}`; its output is the answer, as text or in the `output_type`.
     """
 
-    Settings: ClassVar[type[BaseModel] | None] = DurableAgentSettings
+    Settings: ClassVar[type[BaseModel] | None] = AgentSettings
 
     def __init__(
         self,
@@ -53,6 +55,7 @@ class DurableAgent(BaseAgent):
         history_max_messages: int = 200,
         parallel_tools: bool = True,
         stream: bool = True,
+        hooks: Sequence[Hooks] = (),
     ) -> None:
         if isinstance(name, str):
             self.name = subjects.agent_name(name)
@@ -74,7 +77,7 @@ class DurableAgent(BaseAgent):
             style_guidelines=given["style_guidelines"],
         )
         self.toolbox: dict[str, Tool] = as_tools(given["tools"] or ())
-        self.model = AgentModel(given["model"])
+        self.model = AgentModel(self.name, given["model"])
         self.output: TypeAdapter[Any] | None = (
             None if given["output_type"] is None else TypeAdapter(given["output_type"])
         )
@@ -83,6 +86,10 @@ class DurableAgent(BaseAgent):
         self.parallel_tools = parallel_tools
         self.stream = stream
         self.sessions = Sessions(self.name)
+        self.hooks = HookChain(hooks)
+        if self.Settings is not None:
+            # a key that names a tool which this agent does not have is held, like any other bad value
+            self.Settings = settings_with_tools(self.Settings, self.toolbox)  # type: ignore[misc]
 
     @workflow
     async def run(self, ctx: Context, task: Any) -> Any:
@@ -98,14 +105,14 @@ class DurableAgent(BaseAgent):
                 found[name] = define_workflow(background_workflow(self, one), name=name)
         return found
 
-    def live(self, config: AgentConfig) -> DurableAgentSettings:
+    def live(self, config: AgentConfig) -> AgentSettings:
         """The settings of `config` that every DurableAgent understands; what is bad or unsaid is None."""
-        if isinstance(config.settings, DurableAgentSettings):
+        if isinstance(config.settings, AgentSettings):
             return config.settings
         own = AgentConfig.from_row(
-            config.values, agent_name=self.name, revision=config.revision, settings_model=DurableAgentSettings
+            config.values, agent_name=self.name, revision=config.revision, settings_model=AgentSettings
         )
-        assert isinstance(own.settings, DurableAgentSettings)  # noqa: S101  (every key has a default)
+        assert isinstance(own.settings, AgentSettings)  # noqa: S101  (every key has a default)
         return own.settings
 
     async def on_stop(self) -> None:

@@ -1,21 +1,33 @@
-"""Which model an agent asks: its configuration over its constructor over the environment."""
+"""The models of one agent's process: fallbacks in order, a breaker for each endpoint, the shared rate limit, costs."""
 
 from __future__ import annotations
 
+import asyncio
 import time
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
+import structlog
+
 from perdure.agent.base import Resources
-from perdure.config.keys import DurableAgentSettings
-from perdure.config.secrets import resolve_secret
+from perdure.agent.endpoints import fallback, primary
+from perdure.agent.settings import AgentSettings
 from perdure.engine import StepContext
-from perdure.errors import PermanentError, RetryableError, SetupError
+from perdure.errors import PermanentError, RetryableError
+from perdure.llm.breaker import Breaker
 from perdure.llm.client import ModelClient
+from perdure.llm.errors import BusyError, place
+from perdure.llm.limiter import RateLimit
 from perdure.llm.offline_where import OfflineWhere
-from perdure.llm.providers import OFFLINE, PROVIDERS, ModelChoice, resolve
-from perdure.llm.types import Model, ModelReply, ModelRequest, OnDelta
+from perdure.llm.providers import OFFLINE, ModelChoice, resolve
+from perdure.llm.types import Model, ModelReply, ModelRequest, ModelSettings
+from perdure.store.queries import load_queries
 
 _DELTA_SECONDS = 0.02
+_SQL = load_queries("sessions.sql")
+
+log = structlog.get_logger()
 
 
 class Deltas:
@@ -42,8 +54,8 @@ class Deltas:
 
     def reset(self) -> None:
         """The answer broke off: whoever shows its pieces forgets them."""
+        self._waiting.clear()
         if self._index:
-            self._waiting.clear()
             self._send({"text": "", "reset": True})
 
     def _send(self, data: dict[str, Any]) -> None:
@@ -52,58 +64,108 @@ class Deltas:
 
 
 class AgentModel:
-    """The models of one agent's process. `given` is the constructor's: a name, a `Model`, or None."""
+    """Asks models for one agent. `given` is the constructor's: a model's name, a `Model`, or None."""
 
-    def __init__(self, given: str | Model | None) -> None:
-        self._given = given
+    def __init__(self, agent_name: str, given: str | Model | None) -> None:
+        self.given = given
+        self._agent = agent_name
         self._client = ModelClient()
+        self._breakers: dict[tuple[str, str], Breaker] = {}
         self._offline: OfflineWhere | None = None
+        self._limit: RateLimit | None = None
 
     async def ask(
-        self,
-        settings: DurableAgentSettings,
-        resources: Resources,
-        request: ModelRequest,
-        *,
-        on_delta: OnDelta | None = None,
+        self, settings: AgentSettings, resources: Resources, request: ModelRequest, deltas: Deltas | None = None
     ) -> ModelReply:
-        """One answer. Raises `PermanentError` or `RetryableError`, with a text that says what to do."""
-        if isinstance(self._given, Model) and settings.llm_provider is None and settings.llm_base_url is None:
-            return await self._given.complete(request, on_delta=on_delta)
+        """One answer, of the first endpoint that gives one.
+
+        Raises `PermanentError` or `RetryableError` with a text that says what to do: that of the configured endpoint
+        when every fallback failed too, and retryable when any of them was.
+        """
+        if isinstance(self.given, Model) and settings.llm_provider is None and settings.llm_base_url is None:
+            return self._priced(await self.given.complete(request, on_delta=deltas), settings)
+        failures: list[PermanentError | RetryableError] = []
+        for said in (None, *(settings.llm_fallbacks or ())):
+            try:
+                given = self.given if isinstance(self.given, str) else None
+                choice = await (primary(settings, given) if said is None else fallback(settings, said))
+                reply = await self._complete(await self._endpoint(choice, resources), request, deltas)
+            except (PermanentError, RetryableError) as error:
+                failures.append(error)
+                if deltas is not None:
+                    deltas.reset()
+                log.warning("model failed", action="llm.failed", agent=self._agent, fallback=said, error=str(error))
+            except asyncio.CancelledError:
+                if deltas is not None:
+                    deltas.reset()
+                raise
+            else:
+                if deltas is not None:
+                    deltas.flush()
+                return self._priced(reply, settings)
+        raise _summary(failures)
+
+    async def embed(self, settings: AgentSettings, resources: Resources, texts: list[str]) -> list[list[float]]:
+        """One vector for each text. Raises `PermanentError` or `RetryableError`."""
+        choice = await primary(settings, None)
+        model = settings.llm_embedding_model or ("text-embedding-3-small" if choice.provider != OFFLINE else None)
+        return await self._client.embed(await self._endpoint(replace(choice, model=model), resources), texts)
+
+    async def wait_for_slot(self, per_minute: float, resources: Resources) -> float:
+        """Seconds until the next call may begin under the shared limit; the slot is taken."""
+        if self._limit is None:
+
+            async def replicas() -> int:
+                return int(await resources.pool.fetchval(_SQL["live_replicas"], self._agent))
+
+            self._limit = RateLimit(resources.redis, self._agent, replicas=replicas)
+        return await self._limit.reserve(per_minute)
+
+    async def _endpoint(self, choice: ModelChoice, resources: Resources) -> ModelSettings:
         if self._offline is None:
             self._offline = OfflineWhere(resources.settings.home)
-        endpoint = await resolve(await self._choice(settings), self._offline.url)
+        return await resolve(choice, self._offline.url)
+
+    async def _complete(self, endpoint: ModelSettings, request: ModelRequest, deltas: Deltas | None) -> ModelReply:
+        breaker = self._breakers.setdefault((endpoint.base_url, endpoint.model), Breaker())
+        breaker.check(place(endpoint))
         try:
-            return await self._client.complete(endpoint, request, on_delta=on_delta)
+            reply = await self._client.complete(endpoint, request, on_delta=deltas)
+        except (PermanentError, BusyError):
+            breaker.succeeded()
+            raise
         except RetryableError:
-            if endpoint.provider == OFFLINE:
+            breaker.failed()
+            if endpoint.provider == OFFLINE and self._offline is not None:
                 self._offline.forget()  # the platform may have been restarted, with another port
             raise
+        except BaseException:
+            breaker.gave_up()
+            raise
+        breaker.succeeded()
+        return reply
 
-    async def _choice(self, settings: DurableAgentSettings) -> ModelChoice:
-        provider, model = settings.llm_provider, settings.llm_model
-        if model is None and isinstance(self._given, str):
-            model = self._given
-            prefix, _, rest = model.partition("/")
-            if provider is None and settings.llm_base_url is None and rest and prefix in PROVIDERS:
-                provider, model = prefix, rest
-        key = None
-        if settings.llm_api_key:
-            try:
-                key = await resolve_secret(settings.llm_api_key)
-            except (SetupError, ValueError) as error:
-                raise PermanentError(f"llm_api_key: {error}") from error
-        return ModelChoice(
-            provider=provider,
-            model=model,
-            api_key=key,
-            base_url=settings.llm_base_url,
-            temperature=settings.llm_temperature,
-            max_tokens=settings.llm_max_tokens,
-        )
+    @staticmethod
+    def _priced(reply: ModelReply, settings: AgentSettings) -> ModelReply:
+        if reply.cost is not None or (settings.llm_price_input is None and settings.llm_price_output is None):
+            return reply
+        read, written = settings.llm_price_input or 0.0, settings.llm_price_output or 0.0
+        return replace(reply, cost=(reply.input_tokens * read + reply.output_tokens * written) / 1_000_000)
 
     async def close(self) -> None:
         """Close every connection, and the offline model inside this process if there is one."""
         await self._client.close()
         if self._offline is not None:
             await self._offline.close()
+
+
+def _summary(failures: Sequence[PermanentError | RetryableError]) -> PermanentError | RetryableError:
+    first = failures[0]
+    if len(failures) == 1:
+        return first
+    text = " Then: ".join(str(error) for error in failures)
+    retryable = [error for error in failures if isinstance(error, RetryableError)]
+    if not retryable:
+        return PermanentError(text)
+    waits = [error.retry_after for error in retryable if error.retry_after is not None]
+    return RetryableError(text, retry_after=min(waits) if len(waits) == len(retryable) else None)

@@ -50,7 +50,8 @@ def window(messages: Sequence[Message]) -> list[Message]:
 class Opened:
     """A turn that has begun: messages `first` to `upto` count, `notes` say what is still at work in the background.
 
-    `busy` is another run whose turn is open: this one has not begun. `taken` are the calls whose results came in.
+    `busy` is another run whose turn is open: this one has not begun. `taken` are the calls whose results came in,
+    `tokens` and `cost` what the conversation has cost before, `summary` stands for the messages up to `summary_upto`.
     """
 
     first: int = 0
@@ -58,6 +59,10 @@ class Opened:
     busy: str | None = None
     taken: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    tokens: int = 0
+    cost: float = 0.0
+    summary: str | None = None
+    summary_upto: int = 0
 
 
 @dataclass(slots=True)
@@ -121,7 +126,11 @@ class Sessions:
             messages.append({"role": "user", "content": prompt})
         if messages:
             await self.append(connection, session, run_id, [dump(one) for one in messages], close=False)
-        return Opened(row["first_seq"], row["next_seq"] + len(messages) - 1, None, taken, notes)
+        upto = row["next_seq"] + len(messages) - 1
+        summary = row["summary"] if row["summary_upto"] >= row["first_seq"] else None
+        return Opened(
+            row["first_seq"], upto, None, taken, notes, row["tokens"], row["cost"], summary, row["summary_upto"]
+        )
 
     async def _results(
         self, connection: Connection, session: str, seq: int
@@ -142,13 +151,22 @@ class Sessions:
         return messages, taken, notes
 
     async def append(
-        self, connection: Connection, session: str, run_id: str, messages: list[str], *, close: bool
+        self,
+        connection: Connection,
+        session: str,
+        run_id: str,
+        messages: list[str],
+        *,
+        close: bool,
+        cost: tuple[int, int, float] = (0, 0, 0.0),
     ) -> int:
         """Append messages (JSON texts) and say at which seq the first of them stands; `close` ends the turn.
 
+        `cost` is what they cost: tokens read, tokens written, money.
+
         Raises `PermanentError` when the turn is not this run's: nothing is written.
         """
-        first = await connection.fetchval(_SQL["append_messages"], self._agent, session, run_id, messages, close)
+        first = await connection.fetchval(_SQL["append_messages"], self._agent, session, run_id, messages, close, *cost)
         if first is None:
             raise PermanentError(f"session {session} is not in a turn of run {run_id}: nothing was appended")
         return int(first)

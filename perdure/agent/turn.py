@@ -2,24 +2,20 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 import structlog
 
-from perdure.agent.background import schedule
-from perdure.agent.model import Deltas
-from perdure.agent.schema import ToolArgumentsError
-from perdure.agent.session import Opened, dump, window
+from perdure.agent.asking import Spent, ask, check_budget
+from perdure.agent.calling import run_calls
+from perdure.agent.session import Opened, dump
+from perdure.agent.settings import AgentSettings
 from perdure.agent.structured import Structured
-from perdure.agent.tool_calls import ToolResult, content_of, failed, failed_with, run_function
 from perdure.agent.tools import Tool
-from perdure.config.keys import DurableAgentSettings
-from perdure.engine import Context, Retry, StepContext
-from perdure.engine.codec import short_hash
-from perdure.errors import ControlFlow, InvalidRequest, PermanentError, RetryableError, StepFailed
-from perdure.llm.types import Message, ModelReply, ModelRequest, ToolRequest
+from perdure.engine import Context
+from perdure.errors import InvalidRequest, PermanentError
+from perdure.llm.types import Message, ModelReply, ToolRequest
 from perdure.store.postgres import Connection
 
 if TYPE_CHECKING:
@@ -27,11 +23,6 @@ if TYPE_CHECKING:
 
 WAKE: Final = "wake"
 """The key of a task that begins a turn without a user's message: a background tool is done."""
-MODEL_ATTEMPTS: Final = 4
-TOOL_TIMEOUT: Final = 120.0
-MODEL_TIMEOUT: Final = 900.0
-MOST_CALLS: Final = 64
-"""Tool calls of one model answer that are run; the others are told to come again."""
 
 log = structlog.get_logger()
 
@@ -61,22 +52,42 @@ class Turn:
         self.session = ctx.session_id or ctx.run_id
         self.prompt = read_prompt(task)
         self.said: list[Message] = []  # since the turn was opened
+        self.notes: list[str] = []  # lines of the system prompt that are this turn's alone
+        self.spent = Spent()
         self.structured = Structured(agent.output) if agent.output is not None else None
+        self._told = Spent()  # the part of `spent` that is in the session's row
+
+    def tools(self, live: AgentSettings) -> dict[str, Tool]:
+        """The tools that the model may see."""
+        toolbox = self.agent.toolbox
+        if live.tools_enabled is None:
+            return toolbox
+        return {name: toolbox[name] for name in live.tools_enabled if name in toolbox}
 
     async def play(self) -> Any:
         """The answer; None for a wake-up whose results an earlier turn has told already."""
         opened = await self._open()
         if self.prompt is None and not opened.taken:
-            await self._append([], close=True)
+            await self.append([], close=True)
             return None
+        began = self.ctx.now()
         iteration = 0
         while True:
             await self.ctx.adopt_config()
             live = self.agent.live(self.ctx.config)
+            check_budget(live, self.spent, opened, (self.ctx.now() - began).total_seconds())
             last = iteration + 1 >= (live.max_iterations or self.agent.max_iterations)
-            reply = await self._ask(opened, live, iteration, last=last)
+            reply = await ask(self, opened, live, iteration, last=last)
+            self.spent.add(reply)
             if reply.tool_calls and not last:
-                await self._use_tools(live, reply, iteration)
+                calls, results = await run_calls(self, live, reply, iteration)
+                messages = [assistant(reply, calls)]
+                messages += [
+                    {"role": "tool", "tool_call_id": call.id, "content": result.content}
+                    for call, result in zip(calls, results, strict=True)
+                ]
+                self.said += messages
+                await self.append(messages, close=False)
             else:
                 done, output = await self._answer(reply, last=last)
                 if done:
@@ -102,176 +113,48 @@ class Turn:
             agent.sessions.remember(self.session, opened.upto, [{"role": "user", "content": self.prompt}])
         return opened
 
-    async def _append(self, messages: Sequence[Message], *, close: bool) -> None:
+    async def append(self, messages: Sequence[Message], *, close: bool) -> None:
+        """Put messages, and what they cost, into the conversation."""
         agent, run_id = self.agent, self.ctx.run_id
+        spent, told = self.spent, self._told
+        cost = (
+            spent.input_tokens - told.input_tokens, spent.output_tokens - told.output_tokens, spent.cost - told.cost
+        )  # fmt: skip
+        self._told = Spent(spent.input_tokens, spent.output_tokens, spent.cost)
 
         async def append(connection: Connection, session: str, messages: list[str], close: bool) -> int:
-            return await agent.sessions.append(connection, session, run_id, messages, close=close)
+            return await agent.sessions.append(connection, session, run_id, messages, close=close, cost=cost)
 
         texts = [dump(message) for message in messages]
         first = await self.ctx.transaction("close turn" if close else "append", append, self.session, texts, close)
         agent.sessions.remember(self.session, first, messages)
 
-    # -- the model ----------------------------------------------------------------------------------------------------
-
-    async def _ask(self, opened: Opened, live: DurableAgentSettings, iteration: int, *, last: bool) -> ModelReply:
-        agent = self.agent
-        system = agent.persona.under(live).prompt(opened.notes)
-        said = list(self.said)
-
-        async def ask(conversation: dict[str, Any], step: StepContext) -> ModelReply:
-            most = live.history_max_messages or agent.history_max_messages
-            pool = agent.resources.pool
-            before = await agent.sessions.read(pool, self.session, opened.first, opened.upto, most)
-            request = ModelRequest(
-                messages=[{"role": "system", "content": system}, *window(before), *window(said)],
-                tools=[tool.spec() for tool in self._tools(live).values()],
-                tool_choice=self._tool_choice(live, conversation["iteration"], last=last),
-                parallel_tools=agent.parallel_tools,
-                schema=self.structured.schema if self.structured else None,
-            )
-            # a retry asks the endpoint that is configured by now: a wrong key or address is mended while the run waits
-            settings = live if step.attempt == 1 else agent.live(agent.config)
-            deltas = Deltas(step) if agent.stream else None
-            try:
-                reply = await agent.model.ask(settings, agent.resources, request, on_delta=deltas)
-            except (PermanentError, RetryableError, asyncio.CancelledError):
-                if deltas is not None:
-                    deltas.reset()
-                raise
-            if deltas is not None:
-                deltas.flush()
-            return reply
-
-        # the conversation is named, not copied: its rows and this run's journal hold it
-        conversation = {"session": self.session, "first": opened.first, "upto": opened.upto, "iteration": iteration}
-        retry = Retry(max_attempts=live.retry_max_attempts or MODEL_ATTEMPTS, delay=0.5, max_delay=30.0)
-        return await self.ctx.step("model", ask, conversation, retry=retry, timeout=MODEL_TIMEOUT)
-
-    def _tools(self, live: DurableAgentSettings) -> dict[str, Tool]:
-        if live.tools_enabled is None:
-            return self.agent.toolbox
-        return {name: self.agent.toolbox[name] for name in live.tools_enabled if name in self.agent.toolbox}
-
-    def _tool_choice(self, live: DurableAgentSettings, iteration: int, *, last: bool) -> str:
-        choice = live.tool_choice or "auto"
-        if last:
-            return "none"
-        if choice == "none" or iteration == 0:
-            known = choice in {"auto", "none", "required"} or choice in self._tools(live)
-            return choice if known else "auto"
-        return "auto"  # a forced tool is forced once, else the turn would never end
-
     async def _answer(self, reply: ModelReply, *, last: bool) -> tuple[bool, Any]:
         """`(True, output)`, or `(False, None)` when the answer has to be mended and the model is asked again."""
-        text = reply.text
-        output: Any = text
-        if self.structured is not None and reply.stop not in {"refusal", "content_filter"}:
-            problem, output = self.structured.read(text)
+        output: Any = reply.text
+        if self.structured is not None and reply.stop in {"refusal", "content_filter"}:
+            await self.append([assistant(reply)], close=True)
+            raise PermanentError(f"the model declined to answer ({reply.stop}): {reply.text}")
+        if self.structured is not None:
+            problem, output = self.structured.read(reply.text)
             if problem is not None:
                 if last or not self.structured.may_repair():
-                    await self._append([_assistant(reply)], close=True)
+                    await self.append([assistant(reply)], close=True)
                     raise PermanentError(f"the model's answer does not have the output type: {problem}")
-                self.said += [_assistant(reply), {"role": "user", "content": self.structured.complaint(problem)}]
+                self.said += [assistant(reply), {"role": "user", "content": self.structured.complaint(problem)}]
                 return False, None
-        elif self.structured is not None:
-            await self._append([_assistant(reply)], close=True)
-            raise PermanentError(f"the model declined to answer ({reply.stop}): {text}")
-        await self._append([_assistant(reply)], close=True)
+        await self.append([assistant(reply)], close=True)
         return True, output
 
-    # -- tools --------------------------------------------------------------------------------------------------------
 
-    async def _use_tools(self, live: DurableAgentSettings, reply: ModelReply, iteration: int) -> None:
-        # ids of our own: some models count theirs from 0 in each answer
-        calls = [
-            ToolRequest(f"call_{short_hash(self.ctx.run_id, str(iteration), str(at))}", call.name, call.arguments)
-            for at, call in enumerate(reply.tool_calls)
-        ]
-        if self.agent.parallel_tools and len(calls) > 1:
-            results = await self.ctx.gather(*(self._call(live, call) for call in calls[:MOST_CALLS]))
-        else:
-            results = [await self._call(live, call) for call in calls[:MOST_CALLS]]
-        results += [failed("TooMany", f"at most {MOST_CALLS} calls at a time")] * (len(calls) - len(results))
-        messages: list[Message] = [_assistant(reply, calls)]
-        messages += [
-            {"role": "tool", "tool_call_id": call.id, "content": result.content}
-            for call, result in zip(calls, results, strict=True)
-        ]
-        self.said += messages
-        await self._append(messages, close=False)
-
-    async def _call(self, live: DurableAgentSettings, call: ToolRequest) -> ToolResult:
-        tools = self._tools(live)
-        tool = tools.get(call.name)
-        if tool is not None and tool.background:
-            return await schedule(self.agent, self.ctx, tool, call, self.session)
-        if tool is not None and tool.wants_context:
-            return await self._call_inline(tool, call)
-        timeout = live.tool_timeout_seconds or TOOL_TIMEOUT
-        retry = Retry(max_attempts=live.retry_max_attempts or 3, delay=0.5)
-        return await call_in_step(self.ctx, tool, call, known=sorted(tools), timeout=timeout, retry=retry)
-
-    async def _call_inline(self, tool: Tool, call: ToolRequest) -> ToolResult:
-        """A tool with the workflow's context: its own steps and calls are what is journaled."""
-        try:
-            kwargs = tool.bind(call.arguments)
-            return content_of(await tool.function(**kwargs, **tool.injections(ctx=self.ctx)), tool.name)
-        except ToolArgumentsError as error:
-            return failed("InvalidArguments", str(error))
-        except (ControlFlow, asyncio.CancelledError):
-            raise
-        except BaseException as error:  # noqa: BLE001  (whatever a tool raises is told to the model)
-            return failed_with(error)
-
-
-async def call_in_step(
-    ctx: Context, tool: Tool | None, call: ToolRequest, *, known: Sequence[str], timeout: float, retry: Retry
-) -> ToolResult:
-    """One tool call as a journaled step; whatever goes wrong is the result that the model reads."""
-
-    async def work(call_id: str, name: str, arguments: str, step: StepContext) -> ToolResult:
-        if tool is None:
-            there = f"the tools are {', '.join(known)}" if known else "there are no tools"
-            return failed("UnknownTool", f"there is no tool {name!r}; {there}")
-        try:
-            kwargs = tool.bind(arguments)
-        except ToolArgumentsError as error:
-            return failed("InvalidArguments", str(error))
-        step.delta("tool.started", {"tool": name, "call_id": call_id})
-        try:
-            value = await run_function(tool, {**kwargs, **tool.injections(step=step)}, tool.timeout or timeout)
-        except (RetryableError, ControlFlow):
-            raise
-        except Exception as error:
-            if tool.retry is not None and not isinstance(error, PermanentError):
-                raise
-            log.info("tool failed", action="tool.failed", tool=name, call_id=call_id, exc_info=error)
-            result = failed_with(error)
-        else:
-            result = content_of(value, name)
-        step.delta("tool.completed", {"tool": name, "call_id": call_id, "error": result.error})
-        return result
-
-    chosen = tool.retry if tool is not None and tool.retry is not None else retry
-    try:
-        return await ctx.step(f"tool:{call.name}", work, call.id, call.name, call.arguments, retry=chosen)
-    except StepFailed as error:
-        said = dict(error.cause)
-        if error.attempts > 1:
-            said["message"] = f"{said.get('message', '')} (after {error.attempts} attempts)"
-        return failed_with(said)
-
-
-def _assistant(reply: ModelReply, calls: Sequence[ToolRequest] = ()) -> Message:
-    message: Message = {"role": "assistant", "content": reply.text or None}
+def assistant(reply: ModelReply, calls: Sequence[ToolRequest] = ()) -> Message:
+    """A model's answer as the conversation holds it; `stop` says why it is not a whole one."""
+    message: Message = {"role": "assistant", "content": reply.text or (None if calls else "")}
     if calls:
         message["tool_calls"] = [
             {"id": call.id, "type": "function", "function": {"name": call.name, "arguments": call.arguments}}
             for call in calls
         ]
-    elif not reply.text:
-        message["content"] = ""
     if reply.stop in {"length", "refusal", "content_filter"}:
         message["stop"] = reply.stop
     return message

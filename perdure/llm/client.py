@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from perdure.llm.errors import model_error, nonsense
 from perdure.llm.parse import Assembler, NonsenseReplyError
+from perdure.llm.responses import ResponsesAssembler, responses_body
 from perdure.llm.types import ModelReply, ModelRequest, ModelSettings, OnDelta
 
 if TYPE_CHECKING:
@@ -67,6 +68,24 @@ def _build(settings: ModelSettings) -> AsyncOpenAI:
     )
 
 
+async def _stream(
+    client: AsyncOpenAI,
+    path: str,
+    payload: dict[str, Any],
+    assembler: Assembler | ResponsesAssembler,
+    on_delta: OnDelta,
+) -> None:
+    from openai import AsyncStream  # noqa: PLC0415  (loaded by now)
+
+    stream = await client.post(path, cast_to=object, body=payload, stream=True, stream_cls=AsyncStream[object])
+    async with stream:
+        index = 0
+        async for piece in stream:
+            if added := assembler.feed(piece):
+                on_delta(index, added)
+                index += 1
+
+
 class ModelClient:
     """Asks models; safe for many calls at a time. Retries are the caller's: a model call is a journaled step.
 
@@ -81,30 +100,22 @@ class ModelClient:
     ) -> ModelReply:
         """One answer of the model; with `on_delta` it is streamed, and each piece of text is handed over at once."""
         began = time.monotonic()
-        assembler = Assembler()
+        stream = on_delta is not None
+        assembler: Assembler | ResponsesAssembler
+        if settings.api == "responses":
+            path, assembler, payload = (
+                "/responses",
+                ResponsesAssembler(),
+                responses_body(settings, request, stream=stream),
+            )
+        else:
+            path, assembler, payload = "/chat/completions", Assembler(), body(settings, request, stream=stream)
         async with self._calling(settings) as client:
             if on_delta is None:
-                assembler.take_whole(
-                    await client.post("/chat/completions", cast_to=object, body=body(settings, request, stream=False))
-                )
+                assembler.take_whole(await client.post(path, cast_to=object, body=payload))
             else:
-                await self._stream(client, body(settings, request, stream=True), assembler, on_delta)
+                await _stream(client, path, payload, assembler, on_delta)
             return assembler.reply(provider=settings.provider, seconds=time.monotonic() - began)
-
-    async def _stream(
-        self, client: AsyncOpenAI, payload: dict[str, Any], assembler: Assembler, on_delta: OnDelta
-    ) -> None:
-        from openai import AsyncStream  # noqa: PLC0415  (heavy: loads with the first model call)
-
-        stream = await client.post(
-            "/chat/completions", cast_to=object, body=payload, stream=True, stream_cls=AsyncStream[object]
-        )
-        async with stream:
-            index = 0
-            async for chunk in stream:
-                if added := assembler.feed(chunk):
-                    on_delta(index, added)
-                    index += 1
 
     async def embed(self, settings: ModelSettings, texts: list[str]) -> list[list[float]]:
         """One vector for each text, in order."""

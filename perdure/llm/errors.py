@@ -15,8 +15,13 @@ from perdure.llm.types import ModelSettings
 if TYPE_CHECKING:
     import openai
 
+
+class BusyError(RetryableError):
+    """The endpoint works and asks to be left alone for a moment: no sign of its ill health."""
+
+
 _KEY = re.compile(r"\b(sk|key|Bearer)[-_ ][A-Za-z0-9_*.\-]{6,}")
-_RETRYABLE = frozenset({408, 409, 425, 429})
+_BUSY = frozenset({409, 425, 429})
 _MAX_SAID = 300
 
 _ADVICE: dict[int, str] = {
@@ -76,7 +81,9 @@ def status_error(
     text = f"{place(settings)} answered {status}: {without_key(said, settings)}"
     if code in _CODES:
         return PermanentError(f"{text} {_CODES[code]}")
-    if status in _RETRYABLE or status >= 500:
+    if status in _BUSY:
+        return BusyError(text, retry_after=retry_after(headers or {}))
+    if status == 408 or status >= 500:
         return RetryableError(text, retry_after=retry_after(headers or {}))
     return PermanentError(f"{text} {_ADVICE.get(status, _ADVICE[400])}")
 

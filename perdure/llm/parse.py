@@ -15,7 +15,8 @@ class NonsenseReplyError(ValueError):
     """The answer is not what the chat-completions protocol says; the text tells what is wrong."""
 
 
-def _mapping(value: Any, what: str) -> Mapping[str, Any]:
+def mapping(value: Any, what: str) -> Mapping[str, Any]:
+    """`value`, which must be an object. Raises `NonsenseReplyError` naming `what` it is."""
     if not isinstance(value, Mapping):
         raise NonsenseReplyError(f"{what} is {type(value).__name__}, not an object")
     return value
@@ -28,7 +29,8 @@ def _text(value: Any) -> str:
     return value if isinstance(value, str) else ""
 
 
-def _count(usage: Any, key: str) -> int:
+def count(usage: Any, key: str) -> int:
+    """A number of tokens, 0 when it is not sensibly said."""
     value = usage.get(key) if isinstance(usage, Mapping) else None
     return value if isinstance(value, int) and not isinstance(value, bool) and value > 0 else 0
 
@@ -50,7 +52,7 @@ class Assembler:
 
         Raises `NonsenseReplyError` when the chunk is none, or the answer grows beyond `MAX_REPLY`.
         """
-        data = _mapping(chunk, "a piece of the stream")
+        data = mapping(chunk, "a piece of the stream")
         if isinstance(data.get("model"), str):
             self._model = data["model"]
         if data.get("usage"):
@@ -62,8 +64,8 @@ class Assembler:
             return ""
         if not isinstance(choices, list):
             raise NonsenseReplyError("choices is not a list")
-        choice = _mapping(choices[0], "a choice")
-        added = self._take(_mapping(choice.get("delta") or {}, "delta"))
+        choice = mapping(choices[0], "a choice")
+        added = self._take(mapping(choice.get("delta") or {}, "delta"))
         if isinstance(choice.get("finish_reason"), str):
             self._finish = choice["finish_reason"]
         return added
@@ -77,7 +79,7 @@ class Assembler:
         if not isinstance(calls, list):
             raise NonsenseReplyError("tool_calls is not a list")
         for call in calls:
-            self._take_call(_mapping(call, "a tool call"))
+            self._take_call(mapping(call, "a tool call"))
         if self._size > MAX_REPLY:
             raise NonsenseReplyError(f"the answer is longer than {MAX_REPLY} characters")
         return added
@@ -90,7 +92,7 @@ class Assembler:
             last = max(self._tools, default=-1)
             index = known if known is not None else last + 1 if said or last < 0 else last
         entry = self._tools.setdefault(index, {"id": "", "name": "", "arguments": ""})
-        function = _mapping(call.get("function") or {}, "a tool call's function")
+        function = mapping(call.get("function") or {}, "a tool call's function")
         if isinstance(said, str) and said:
             entry["id"] = said
         if isinstance(function.get("name"), str) and function["name"]:
@@ -101,14 +103,14 @@ class Assembler:
 
     def take_whole(self, completion: Any) -> None:
         """Take one whole `chat.completion`. Raises `NonsenseReplyError` when it is none."""
-        data = _mapping(completion, "the answer")
+        data = mapping(completion, "the answer")
         choices = data.get("choices")
         if not isinstance(choices, list) or not choices:
             raise NonsenseReplyError("the answer has no choices")
-        choice = _mapping(choices[0], "a choice")
+        choice = mapping(choices[0], "a choice")
         self._model = data["model"] if isinstance(data.get("model"), str) else ""
         self._usage = data.get("usage")
-        self._take(_mapping(choice.get("message"), "message"))
+        self._take(mapping(choice.get("message"), "message"))
         finish = choice.get("finish_reason")
         self._finish = finish if isinstance(finish, str) else "tool_calls" if self._tools else "stop"
 
@@ -137,7 +139,7 @@ class Assembler:
             tool_calls=calls,
             model=self._model,
             provider=provider,
-            input_tokens=_count(self._usage, "prompt_tokens"),
-            output_tokens=_count(self._usage, "completion_tokens"),
+            input_tokens=count(self._usage, "prompt_tokens"),
+            output_tokens=count(self._usage, "completion_tokens"),
             seconds=round(seconds, 4),
         )

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass, field
-from typing import Final
+from dataclasses import dataclass, field, replace
+from typing import Any, Final, Literal
 from urllib.parse import urlsplit
 
 import structlog
@@ -55,6 +55,11 @@ class ModelChoice:
     temperature: float | None = None
     max_tokens: int | None = None
     timeout: float = 120.0
+    api: Literal["chat", "responses"] = "chat"
+
+    def with_key(self, key: str | None) -> ModelChoice:
+        """The same choice with its key."""
+        return replace(self, api_key=key)
 
 
 def _checked_url(url: str, named_by: str) -> str:
@@ -90,15 +95,14 @@ async def resolve(
     Raises `PermanentError` for an unknown provider, a malformed address or key, or a model that nobody named.
     """
     environ = os.environ if environ is None else environ
-    common = {"temperature": choice.temperature, "max_tokens": choice.max_tokens, "timeout": choice.timeout}
+    common: dict[str, Any] = {
+        "temperature": choice.temperature,
+        "max_tokens": choice.max_tokens,
+        "timeout": choice.timeout,
+        "api": choice.api,
+    }
     if unconfigured(choice, environ):
-        return ModelSettings(
-            choice.model or OFFLINE,
-            await offline_url(),
-            NO_KEY,
-            provider=OFFLINE,
-            **common,  # type: ignore[arg-type]
-        )
+        return ModelSettings(choice.model or OFFLINE, await offline_url(), NO_KEY, provider=OFFLINE, **common)
     name = (choice.provider or "openai").lower()
     known = PROVIDERS.get(name)
     if known is None and choice.base_url is None:
@@ -110,7 +114,7 @@ async def resolve(
     model = choice.model or (known.model if known else None)
     if model is None:
         raise PermanentError(f"llm_provider {name!r} has no usual model: set llm_model")
-    return ModelSettings(model, base_url, key, provider=name, **common)  # type: ignore[arg-type]
+    return ModelSettings(model, base_url, key, provider=name, **common)
 
 
 def _address(choice: ModelChoice, name: str, known: Provider | None, environ: Mapping[str, str]) -> str:

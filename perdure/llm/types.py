@@ -21,7 +21,7 @@ class ModelSettings:
     """Where a model is and how it is asked: one call's view of the configuration.
 
     `timeout` is the longest silence (seconds) that is waited out, for a stream between two pieces. `headers` are
-    extra HTTP headers of this endpoint.
+    extra HTTP headers of this endpoint, `api` is the protocol that it speaks.
     """
 
     model: str
@@ -32,6 +32,7 @@ class ModelSettings:
     max_tokens: int | None = None
     timeout: float = 120.0
     headers: Mapping[str, str] = field(default_factory=dict, repr=False)
+    api: Literal["chat", "responses"] = "chat"
 
 
 @dataclass(frozen=True, slots=True)

@@ -60,7 +60,7 @@ async def test_the_model_goes_on_at_once_and_the_next_turn_has_the_result(settin
     async with in_process(settings, nc, agent) as platform:
         assert await output(platform, "bob", "go", session_id="s") == "scheduled, then"
         assert await output(platform, "bob", "is it done?", session_id="s") == "not yet"
-        system = agent.model._given.requests[-1].messages[0]["content"]
+        system = agent.model.given.requests[-1].messages[0]["content"]
         assert "Background work: work (call call_" in system
         gate.set()
         await eventually(lambda: finished(pool, agent="bob", workflow="tool:work"))

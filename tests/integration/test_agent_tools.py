@@ -258,13 +258,35 @@ async def test_tools_and_their_choice_follow_the_configuration(settings, nc, poo
         seen.append(([spec["function"]["name"] for spec in request.tools], request.tool_choice))
         return "ok"
 
-    await configure(pool, "bob", tools_enabled=["two", "three"], tool_choice="two")
+    await configure(pool, "bob", tools_enabled=["two"], tool_choice="two")
     agent = DurableAgent("bob", model=ScriptedModel(Call("one"), say), tools=[one, two])
     async with in_process(settings, nc, agent) as platform:
         reply = await platform.ask("bob", "go")
     assert "there is no tool 'one'; the tools are two" in results(await transcript(pool, reply["run_id"]))[0]
     assert seen == [(["two"], "auto")], "a forced tool is forced once"
-    assert agent.model._given.requests[0].tool_choice == "two"
+    assert agent.model.given.requests[0].tool_choice == "two"
+
+
+async def test_a_tool_that_is_not_there_is_held_and_the_agent_says_why(settings, nc, pool):
+    @tool
+    def one() -> str:
+        """One."""
+        return "1"
+
+    heard = []
+
+    async def keep(message):
+        heard.append(orjson.loads(message.data))
+
+    agent = DurableAgent("bob", model=ScriptedModel(Call("one"), last_results), tools=[one])
+    async with in_process(settings, nc, agent) as platform:
+        await nc.subscribe("config.applied.bob", cb=keep)
+        await nc.flush()
+        await configure(pool, "bob", tools_enabled=["one", "three"], tool_choice="four")
+        told = await eventually(lambda: [one["errors"] for one in heard if len(one["errors"]) == 2])
+        assert told[0]["tools_enabled"] == "there is no tool three; the tools are one"
+        assert "auto, none, required or a tool" in told[0]["tool_choice"]
+        assert await output(platform, "bob", "go") == "1"
 
 
 class Answer(BaseModel):

@@ -10,7 +10,7 @@ SET updated_at = now(),
       WHEN EXISTS (SELECT FROM runs r WHERE r.run_id = s.turn_run_id AND r.finished_at IS NULL) THEN s.turn_run_id
       ELSE $3
     END
-RETURNING first_seq, next_seq, turn_run_id
+RETURNING first_seq, next_seq, turn_run_id, input_tokens + output_tokens AS tokens, cost, summary, summary_upto
 
 -- name: open_results
 -- What was scheduled and is not in the conversation yet; a child run that ended without a word counts as ended.
@@ -26,11 +26,14 @@ UPDATE session_results SET seq = $3
 WHERE agent_name = $1 AND session_id = $2 AND call_id = ANY ($4::text[])
 
 -- name: append_messages
--- Appends for the run that holds the turn ($3); $5 closes the turn. Returns the first seq, or no row for another's turn.
+-- Appends for the run that holds the turn ($3), or takes up a turn that nobody holds (a run that was resumed).
+-- $5 closes the turn; $6 to $8 is what the messages cost. Returns the first seq, or no row for another's turn.
 WITH taken AS (
   UPDATE sessions SET next_seq = next_seq + cardinality($4::text[]), updated_at = now(),
-         turn_run_id = CASE WHEN $5 THEN NULL ELSE turn_run_id END
-  WHERE agent_name = $1 AND session_id = $2 AND turn_run_id = $3
+         turn_run_id = CASE WHEN $5 THEN NULL ELSE $3 END,
+         input_tokens = input_tokens + $6, output_tokens = output_tokens + $7, cost = cost + $8
+  WHERE agent_name = $1 AND session_id = $2
+    AND (turn_run_id = $3 OR NOT EXISTS (SELECT FROM runs r WHERE r.run_id = turn_run_id AND r.finished_at IS NULL))
   RETURNING next_seq - cardinality($4::text[]) AS first
 ), added AS (
   INSERT INTO session_messages (agent_name, session_id, seq, run_id, message)
@@ -44,6 +47,10 @@ SELECT seq, message FROM session_messages
 WHERE agent_name = $1 AND session_id = $2 AND seq BETWEEN $3 AND $4
 ORDER BY seq
 
+-- name: keep_summary
+UPDATE sessions SET summary = $3, summary_upto = $4
+WHERE agent_name = $1 AND session_id = $2 AND summary_upto < $4
+
 -- name: schedule_result
 INSERT INTO session_results (agent_name, session_id, call_id, run_id, tool, arguments)
 VALUES ($1, $2, $3, $4, $5, $6)
@@ -56,3 +63,12 @@ WHERE agent_name = $1 AND session_id = $2 AND call_id = $3 AND seq IS NULL
 -- name: progress_result
 UPDATE session_results SET progress = $4
 WHERE agent_name = $1 AND session_id = $2 AND call_id = $3 AND status = 'scheduled'
+
+-- name: live_replicas
+SELECT count(*) FROM processes WHERE agent_name = $1 AND state = 'live' AND lease_until > now()
+
+-- name: start_tool
+INSERT INTO tool_starts (run_id, call_id) VALUES ($1, $2) ON CONFLICT DO NOTHING RETURNING run_id
+
+-- name: forget_tool
+DELETE FROM tool_starts WHERE run_id = $1 AND call_id = $2
