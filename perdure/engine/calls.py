@@ -84,7 +84,8 @@ class Call(Generic[T]):
                 self._future = execution.host.loop.create_future()
                 yield from self._future
         except BaseException:
-            if not self.done and not self.abandoned:
+            # A run that only leaves memory gives nothing up: its children and waits are the next holder's.
+            if not self.done and not self.abandoned and not execution.closed:
                 execution.active += 1
                 self.abandon()
             raise

@@ -1,0 +1,132 @@
+"""A run's journal takes rows from one holder: whoever claimed it last. Shown on the statements themselves."""
+
+from __future__ import annotations
+
+import asyncio
+from datetime import UTC, datetime
+
+import pytest
+
+from perdure.engine import runs
+from perdure.engine.commits import commit_moves, commit_rows
+from perdure.engine.entries import Entry
+from perdure.engine.rows import JournalRow, Move
+from perdure.store.queries import load_queries
+
+SQL = load_queries("engine.sql")
+NOW = datetime(2026, 1, 1, tzinfo=UTC)
+
+
+class Holder:
+    """A run under an epoch, as the journal sees it."""
+
+    def __init__(self, run_id: str, epoch: int) -> None:
+        self.run_id = run_id
+        self.epoch = epoch
+
+
+def row(seq: int, name: str) -> JournalRow:
+    return JournalRow(seq, str(seq), "step", name, "h", "ok", '"x"', None, 1, None, None, 0, NOW, NOW)
+
+
+def entry(holder: Holder, seq: int, name: str) -> Entry:
+    return Entry(holder, row=row(seq, name))
+
+
+@pytest.fixture
+async def claim(pool):
+    await pool.execute(
+        "INSERT INTO processes (process_id, agent_name, instance_id, lock_key, postmaster_started, lease_until) "
+        "VALUES ('p', 'a', 'p', 1, now(), now() + interval '1 hour')"
+    )
+
+    async def claim(run_id: str, connection=pool) -> Holder:
+        if await pool.fetchval("SELECT 1 FROM runs WHERE run_id = $1", run_id) is None:
+            await runs.accept(pool, [runs.new_start(run_id, "a", None)])
+        (record,) = await connection.fetch(SQL["claim"], "p", [run_id], "a", "hash", 0, ["run"])
+        return Holder(run_id, record["epoch"])
+
+    return claim
+
+
+async def names(pool, run_id: str = "r") -> list[str]:
+    return [r["name"] for r in await pool.fetch("SELECT name FROM journal WHERE run_id = $1 ORDER BY seq", run_id)]
+
+
+async def test_a_row_of_an_earlier_epoch_is_refused_also_beside_a_row_of_the_newest(claim, pool):
+    old = await claim("r")
+    await pool.execute("UPDATE runs SET status = 'pending', epoch = epoch + 1 WHERE run_id = 'r'")
+    new = await claim("r")
+    # Both lives of the run in one process, in one batch, whichever comes first in it.
+    assert await commit_rows(pool, [entry(old, 1, "old"), entry(new, 1, "new")]) == {("r", new.epoch)}
+    assert await commit_rows(pool, [entry(new, 2, "new"), entry(old, 2, "old")]) == {("r", new.epoch)}
+    assert await names(pool) == ["new", "new"]
+    assert await commit_rows(pool, [entry(old, 3, "old")]) == set()
+    assert await commit_moves(pool, [Entry(old, move=Move("completed", output="1", end_seq=9))], again=False) == {}
+    moves = [Entry(old, move=Move("failed", end_seq=9)), Entry(new, move=Move("completed", output="1", end_seq=9))]
+    assert await commit_moves(pool, moves, again=False) == {("r", new.epoch): False}
+    assert await pool.fetchval("SELECT status FROM runs WHERE run_id = 'r'") == "completed"
+
+
+async def test_a_row_written_while_a_claim_commits_is_in_the_claimers_history_or_refused(claim, pool):
+    """The lock in `flush`: without it a row can land after the next holder has read the journal."""
+    old = await claim("r")
+    await pool.execute("UPDATE runs SET status = 'running' WHERE run_id = 'r'")
+    async with pool.acquire() as connection:
+        transaction = connection.transaction()
+        await transaction.start()
+        # A claimer has raised the epoch and not committed yet.
+        await connection.execute("UPDATE runs SET epoch = epoch + 1 WHERE run_id = 'r'")
+        late = asyncio.create_task(commit_rows(pool, [entry(old, 1, "late")]))
+        waiting = "SELECT 1 FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND query LIKE '%held AS%'"
+        while not late.done() and not await pool.fetchval(waiting):
+            await asyncio.sleep(0.01)
+        await transaction.commit()
+    history = await pool.fetch(SQL["history"], ["r"], [0])
+    assert await late == set()
+    assert [r["name"] for r in history] == await names(pool) == []
+
+
+async def test_no_row_is_written_once_the_run_has_ended(claim, pool):
+    holder = await claim("r")
+    await commit_moves(pool, [Entry(holder, move=Move("completed", output="1", end_seq=1))], again=False)
+    assert await commit_rows(pool, [entry(holder, 1, "late")]) == set()
+
+
+async def test_a_commit_whose_answer_was_lost_is_found_by_its_repeat(claim, pool):
+    holder = await claim("r")
+    assert await commit_rows(pool, [entry(holder, 1, "first")]) == {("r", 1)}
+    assert await commit_rows(pool, [entry(holder, 1, "first")]) == {("r", 1)}
+    end = Entry(holder, move=Move("completed", output="1", end_seq=2))
+    assert await commit_moves(pool, [end], again=False) == {("r", 1): False}
+    assert await commit_moves(pool, [end], again=True) == {("r", 1): False}
+    assert await names(pool) == ["first"]
+
+
+async def test_a_repeat_that_overtakes_its_first_try_finds_it_all_the_same(claim, pool):
+    """The connection was lost, the server still works on the first try, and the second waits for its lock."""
+    holder = await claim("r")
+    end = Entry(holder, move=Move("completed", output="1", end_seq=2))
+    async with pool.acquire() as connection:
+        transaction = connection.transaction()
+        await transaction.start()
+        await connection.execute("UPDATE runs SET status = 'completed', finished_at = now() WHERE run_id = 'r'")
+        repeat = asyncio.create_task(commit_moves(pool, [end], again=True))
+        waiting = "SELECT 1 FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND query LIKE '%moved AS%'"
+        while not await pool.fetchval(waiting):
+            await asyncio.sleep(0.01)
+        await transaction.commit()
+    assert await repeat == {("r", 1): False}
+
+
+async def test_statements_that_lock_several_runs_lock_them_in_one_order(claim, pool):
+    """Two batches in opposite order do not meet in a deadlock."""
+    many = [await claim(f"r{n}") for n in range(40)]
+
+    async def write(holders: list[Holder], first: int) -> None:
+        for seq in range(first, first + 20):
+            await commit_rows(pool, [entry(holder, seq, "x") for holder in holders])
+
+    await asyncio.gather(write(many, 1), write(many[::-1], 100), write(many[::2] + many[1::2], 200))
+    assert await pool.fetchval("SELECT deadlocks FROM pg_stat_database WHERE datname = current_database()") == 0
+    assert await pool.fetchval("SELECT count(*) FROM journal") == 40 * 60
