@@ -1,11 +1,8 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import signal
-import sys
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager
+from collections.abc import Iterator
 from pathlib import Path
 
 import orjson
@@ -13,58 +10,14 @@ import psutil
 import pytest
 
 from perdure.embedded.state import read_state
-from perdure.store.platform_files import platform_root
+from tests.command import READY, perdure, processes_of, up
 from tests.support import eventually, temporary_folder
-
-READY = b"perdure is ready"
 
 
 @pytest.fixture
 def home() -> Iterator[Path]:
     with temporary_folder("up") as folder:
         yield folder
-
-
-def environment(home: Path, **said: str) -> dict[str, str]:
-    mine = ("NATS_URL", "DATABASE_URL", "REDIS_URL", "OPENAI_", "PERDURE_", "CONSUL_")
-    kept = {name: value for name, value in os.environ.items() if not name.startswith(mine)}
-    return {**kept, "PERDURE_HOME": str(home), "PERDURE_AGENTS": "", "PYTHONPATH": str(platform_root()), **said}
-
-
-async def perdure(home: Path, *arguments: str, **said: str) -> tuple[int, str, str]:
-    command = [sys.executable, "-m", "perdure.cli.main", *arguments]
-    pipe = asyncio.subprocess.PIPE
-    process = await asyncio.create_subprocess_exec(*command, stdout=pipe, stderr=pipe, env=environment(home, **said))
-    out, err = await asyncio.wait_for(process.communicate(), 90)
-    return process.returncode, out.decode(), err.decode()
-
-
-@asynccontextmanager
-async def up(home: Path, **said: str) -> AsyncIterator[asyncio.subprocess.Process]:
-    process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "perdure.cli.main", "up"),
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.PIPE,
-        env=environment(home, **said),
-    )
-    try:
-        async with asyncio.timeout(90):
-            while True:
-                line = await process.stdout.readline()
-                assert line, (await process.stderr.read()).decode()
-                if line.strip() == READY:
-                    break
-        yield process
-    finally:
-        if process.returncode is None:
-            process.terminate()
-        await asyncio.wait_for(process.communicate(), 60)
-
-
-def processes_of(home: Path) -> dict[str, psutil.Process]:
-    state = read_state(home)
-    found = {part.name: part.running.process() for part in state.parts if part.running}
-    return {name: process for name, process in found.items() if process}
 
 
 @pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGINT])
