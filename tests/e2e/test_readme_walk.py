@@ -88,7 +88,7 @@ async def running(folder: Path, script: str) -> AsyncIterator[list[str]]:
 
     async def read() -> None:
         async for line in process.stdout:
-            lines.append(line.decode().rstrip("\n"))
+            lines.append(line.decode().rstrip("\n"))  # noqa: PERF401 -- seen while it grows
 
     reading = asyncio.create_task(read())
     try:

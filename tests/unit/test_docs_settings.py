@@ -1,0 +1,84 @@
+"""The references list what there is: the environment, the keys of agents, the errors, the dependencies."""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from pathlib import Path
+
+import pytest
+from packaging.requirements import Requirement
+from pydantic_core import PydanticUndefined
+
+from perdure.client.types import TERMINAL_EVENTS
+from perdure.config.keys import DurableAgentSettings
+from perdure.errors import API_ERRORS, RunFailed
+from perdure.llm.providers import PROVIDERS
+from perdure.settings import Settings
+from perdure.testing.crash import POINTS
+from tests.docs import IDS, PAGES, ROOT, section
+
+REFERENCE = ROOT / "docs" / "reference"
+OTHERS = {
+    *("OPENAI_API_KEY", "OPENAI_BASE_URL", "PERDURE_OFFLINE_MODEL_URL"),
+    *(provider.key_variable for provider in PROVIDERS.values() if provider.key_variable),
+}
+COMPOSE = {"POSTGRES_PASSWORD", "NATS_PORT", "POSTGRES_PORT", "REDIS_PORT", "CONSUL_PORT"}
+FIRST = re.compile(r"^(NATS|DATABASE|REDIS|CONSUL|OPENAI|PERDURE|POSTGRES|ANTHROPIC|OTEL)_[A-Z_]+$")
+
+
+def variable(field: str) -> str:
+    """The environment variable of a settings field."""
+    alias = Settings.model_fields[field].validation_alias
+    return alias.choices[0] if alias is not None else f"PERDURE_{field.upper()}"
+
+
+def rows(text: str) -> list[list[str]]:
+    """The cells of the tables in a text, without heads and backticks."""
+    lines = [line for line in text.splitlines() if line.startswith("| `")]
+    return [[cell.strip().strip("`") for cell in line.strip("|").split("|")] for line in lines]
+
+
+def test_the_reference_of_the_environment_lists_every_setting_with_its_default():
+    listed = {row[0]: row[1] for row in rows((REFERENCE / "settings.md").read_text()) if row[0] not in OTHERS}
+    assert set(listed) == {variable(field) for field in Settings.model_fields}
+    for field, said in Settings.model_fields.items():
+        default = said.get_default()
+        if default not in (None, PydanticUndefined):
+            assert listed[variable(field)] == (f"{default:g}" if isinstance(default, float) else str(default))
+
+
+@pytest.mark.parametrize("page", PAGES, ids=IDS)
+def test_every_variable_that_is_named_is_read_by_something(page: Path):
+    known = {variable(field) for field in Settings.model_fields} | OTHERS | COMPOSE
+    named = {word for word in re.findall(r"\b[A-Z]+_[A-Z_]+\b", page.read_text()) if FIRST.match(word)}
+    assert named - known == set()
+
+
+def test_the_reference_of_configuration_lists_every_key_of_a_durable_agent():
+    text = section(REFERENCE / "configuration.md", "Keys that every DurableAgent understands")
+    assert [row[0] for row in rows(text)] == list(DurableAgentSettings.model_fields)
+    provider = next(row[1] for row in rows(text) if row[0] == "llm_provider")
+    assert set(re.findall(r"[a-z]+", provider)) >= {*PROVIDERS, "offline"}
+
+
+def test_the_reference_of_errors_lists_every_code():
+    listed = {(row[0], int(row[1]), row[2]) for row in rows(section(REFERENCE / "errors.md", "On the wire"))}
+    kinds = [*API_ERRORS.values(), RunFailed]
+    assert listed == {(kind.code, kind.http_status, kind.__name__) for kind in kinds}
+
+
+def test_the_reference_of_events_lists_every_end():
+    text = (REFERENCE / "events.md").read_text()
+    assert all(f"`{kind}`" in text for kind in TERMINAL_EVENTS)
+
+
+def test_the_points_at_which_a_crash_may_strike_are_listed():
+    text = (ROOT / "docs" / "how-to" / "test-an-agent.md").read_text()
+    assert re.findall(r"`((?:claim|step|wait|end)\.\w+)`", text) == list(POINTS)
+
+
+def test_every_dependency_has_its_reason():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    needed = {Requirement(each).name for each in project["dependencies"]}
+    assert {row[0] for row in rows(section(ROOT / "ARCHITECTURE.md", "Dependencies"))} == needed
