@@ -23,10 +23,11 @@ err = Console(stderr=True, highlight=False)
 """Progress and errors."""
 
 
-def fail(error: BaseException | str, *, code: int = 1) -> NoReturn:
-    """Print an error the one way all commands do, and end the command."""
+def fail(error: BaseException | str, *, code: int = 1, advice: str = "") -> NoReturn:
+    """Print an error and what to do about it the one way all commands do, and end the command."""
     what = f" ({error.code})" if isinstance(error, ApiError) else ""
-    err.print(f"[bold red]error[/]{what}: {escape(str(error))}", soft_wrap=True)
+    text = f"{error}. {advice}" if advice else str(error)
+    err.print(f"[bold red]error[/]{what}: {escape(text)}", soft_wrap=True)
     raise typer.Exit(code)
 
 

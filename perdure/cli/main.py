@@ -19,7 +19,7 @@ COMMANDS = {
     "migrate": "migrate",
     "agent": "agent",
     "run": "run",
-    "chat": "run",
+    "chat": "chat",
     "runs": "runs",
     "agents": "agents",
     "config": "config",

@@ -1,0 +1,201 @@
+"""`perdure runs …`: look at runs and steer them."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal, get_args
+
+import typer
+
+from perdure.cli import runs_view as view
+from perdure.cli.approvals import approval_of
+from perdure.cli.clients import Output, parse_json, say_if_absent, working
+from perdure.cli.console import err, fail, out, print_json
+from perdure.cli.run import see_through
+from perdure.client import Client, RunHandle
+from perdure.messages import RunStatus
+
+RunId = Annotated[str, typer.Argument(metavar="RUN_ID", help="The run.", show_default=False)]
+Out = Annotated[Output, typer.Option("-o", "--output", help="How to print.")]
+Wait = Annotated[bool, typer.Option("--wait", help="Watch it to its end and print its output.")]
+STATUSES = ", ".join(get_args(RunStatus))
+
+app = typer.Typer(
+    help="""Look at runs and steer them.
+
+    [bold]perdure runs list --status failed[/]
+
+    [bold]perdure runs show RUN_ID[/]
+
+    [bold]perdure runs signal RUN_ID approved true[/]
+
+    Started runs are durable: they are here until retention takes them, whatever process executes them.
+    """,
+    no_args_is_help=True,
+    rich_markup_mode="rich",
+)
+
+
+def register(main: typer.Typer) -> None:
+    """Add the commands."""
+    main.add_typer(app, name="runs")
+
+
+@app.command("list")
+def list_(
+    *,
+    agent: Annotated[str | None, typer.Option("--agent", "-a", help="Runs of this agent.")] = None,
+    status: Annotated[str | None, typer.Option("--status", "-s", help=f"One of {STATUSES}.")] = None,
+    session: Annotated[str | None, typer.Option("--session", help="Runs of this conversation.")] = None,
+    limit: Annotated[int, typer.Option("--limit", "-n", min=1, max=500, help="How many.")] = 20,
+    cursor: Annotated[str | None, typer.Option("--cursor", help="Where the page before has ended.")] = None,
+    output: Out = Output.TABLE,
+) -> None:
+    """List runs, the newest first."""
+    if status is not None and status not in get_args(RunStatus):
+        fail(f"there is no status {status!r}: use one of {STATUSES}", code=2)
+
+    async def work(client: Client) -> None:
+        page = await client.list(agent=agent, status=status, session_id=session, limit=limit, cursor=cursor)
+        if output is Output.JSON:
+            print_json({"runs": page.runs, "next_cursor": page.next_cursor})
+            return
+        if not page.runs:
+            err.print("no runs" if cursor is None else "no more runs")
+            return
+        out.print(view.listed(page.runs))
+        if page.next_cursor is not None:
+            err.print(f"[dim]more: --cursor {page.next_cursor}[/]")
+
+    working(work)
+
+
+@app.command()
+def show(run_id: RunId, *, output: Out = Output.TABLE) -> None:
+    """Show a run: how it is, its steps with times, attempts and errors, and its children."""
+
+    async def work(client: Client) -> None:
+        handle = await client.get(run_id)
+        run = await handle.details()
+        children = await view.children(client, run_id)
+        if output is Output.JSON:
+            print_json({**run, "children": children})
+            return
+        view.show(run, children)
+        if run["status"] == "pending":
+            await say_if_absent(client, handle.agent, run_id)
+
+    working(work)
+
+
+@app.command()
+def cancel(
+    run_id: RunId,
+    *,
+    reason: Annotated[str | None, typer.Option("--reason", "-r", help="Why; the run's error says it.")] = None,
+    output: Out = Output.TABLE,
+) -> None:
+    """End a run and its children as `cancelled`. One that has ended stays as it is."""
+
+    async def work(client: Client) -> None:
+        handle = await client.get(run_id)
+        await handle.cancel(reason)
+        await _tell(handle, output)
+
+    working(work)
+
+
+@app.command()
+def resume(run_id: RunId, *, wait: Wait = False, output: Out = Output.TABLE) -> None:
+    """Bring back a failed, dead, blocked, paused or needs_review run; it goes on after its last journaled step."""
+
+    async def work(client: Client) -> None:
+        await _go_on(await client.resume(run_id), client, output, wait=wait)
+
+    working(work)
+
+
+@app.command()
+def fork(
+    run_id: RunId,
+    step: Annotated[
+        str,
+        typer.Argument(metavar="STEP", help="First step to redo: name, path or seq.", show_default=False),
+    ],
+    *,
+    wait: Wait = False,
+    output: Out = Output.TABLE,
+) -> None:
+    """Start a new run with the task of another and its journal up to STEP; its id is printed."""
+
+    async def work(client: Client) -> None:
+        handle = await client.fork(run_id, step)
+        if output is Output.TABLE:
+            out.print(handle.run_id)
+        await _go_on(handle, client, output, wait=wait)
+
+    working(work)
+
+
+@app.command()
+def signal(
+    run_id: RunId,
+    name: Annotated[str, typer.Argument(metavar="NAME", help="The name that the run waits for.", show_default=False)],
+    payload: Annotated[str, typer.Argument(metavar="[PAYLOAD]", help="JSON, or any text.")] = "null",
+    *,
+    signal_id: Annotated[str | None, typer.Option("--id", help="The same id again counts once.")] = None,
+) -> None:
+    """Send a signal to a run; it is kept until the run waits for it."""
+    value = parse_json(payload)
+
+    async def work(client: Client) -> None:
+        handle = await client.get(run_id)
+        await handle.signal(name, value, id=signal_id)
+        err.print(f"sent {name} to run {run_id}", markup=False, soft_wrap=True)
+
+    working(work)
+
+
+@app.command()
+def approve(
+    run_id: RunId,
+    call_id: Annotated[str | None, typer.Argument(metavar="[CALL_ID]", help="Needed when several wait.")] = None,
+    *,
+    deny: Annotated[bool, typer.Option("--deny", help="Refuse it.")] = False,
+    edit: Annotated[str | None, typer.Option("--edit", help="Let it go with these arguments: a JSON object.")] = None,
+    reason: Annotated[str | None, typer.Option("--reason", "-r", help="Why; the model reads it.")] = None,
+    arguments_hash: Annotated[
+        str | None, typer.Option("--hash", help="Decide only if the arguments have this hash. Default: as requested.")
+    ] = None,
+) -> None:
+    """Decide on a tool call that waits for a person: approve it, [bold]--deny[/] it, or [bold]--edit[/] it."""
+    if deny and edit is not None:
+        fail("use --deny or --edit, not both", code=2)
+    arguments = None if edit is None else parse_json(edit)
+    if arguments is not None and not isinstance(arguments, dict):
+        fail(f"--edit takes a JSON object of arguments, not {edit!r}", code=2)
+    decision: Literal["approve", "deny", "edit"] = "deny" if deny else "approve" if edit is None else "edit"
+
+    async def work(client: Client) -> None:
+        handle = await client.get(run_id)
+        call, digest = await approval_of(handle, call_id, arguments_hash)
+        await handle.approve(call, digest, decision, arguments=arguments, reason=reason)
+        done = {"approve": "approved", "deny": "denied", "edit": "approved with other arguments"}[decision]
+        err.print(f"{done}: call {call} of run {run_id}", markup=False, soft_wrap=True)
+
+    working(work)
+
+
+async def _go_on(handle: RunHandle, client: Client, output: Output, *, wait: bool) -> None:
+    await say_if_absent(client, handle.agent, handle.run_id)
+    if wait:
+        await see_through(handle, output)
+    else:
+        await _tell(handle, output)
+
+
+async def _tell(handle: RunHandle, output: Output) -> None:
+    run = await handle.details(steps=False)
+    if output is Output.JSON:
+        print_json(run)
+    else:
+        err.print(f"run {handle.run_id} is {run['status']}", markup=False, soft_wrap=True)
