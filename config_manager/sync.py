@@ -12,14 +12,14 @@ import random
 import time
 from collections import deque
 from collections.abc import Iterable
-from typing import Any, Final
+from typing import Final
 
 import asyncpg
-import orjson
 import structlog
 from nats import errors as nats_errors
 from nats.aio.client import Client
 
+from config_manager.broadcast import broadcast_of
 from config_manager.database import GONE, SQL
 from config_manager.judge import Judge
 from config_manager.table import ConfigTable, Notice
@@ -35,7 +35,6 @@ STANDBY_POLL: Final = 1.0  # the same while another one broadcasts
 PATIENCE: Final = 2.0  # seconds that another's broadcast may lag before this one helps
 BATCH: Final = 500  # revisions read at a time
 REMEMBERED: Final = 10_000  # notices kept, so that a broadcast needs no second query
-MOST_KEYS: Final = 500  # named in one broadcast
 
 log = structlog.get_logger()
 
@@ -230,8 +229,11 @@ class ConfigSync:
             ]
             last = notices[-1].revision if notices else min(self._said + BATCH, self._table.revision)
             try:
+                newest = {notice.layer: notice for notice in notices}
                 for notice in notices:
-                    await self._nats.publish(subjects.CONFIG_UPDATE, orjson.dumps(_message(notice)))
+                    carries = newest[notice.layer] is notice
+                    message = broadcast_of(notice, self._table, carry=carries)
+                    await self._nats.publish(subjects.CONFIG_UPDATE, message)
                 await self._nats.flush(timeout=5)
             except (nats_errors.Error, TimeoutError) as error:
                 log.warning("NATS did not take a broadcast", action="config.broadcast_failed", error=_said(error))
@@ -247,21 +249,6 @@ class ConfigSync:
         while self._recent and self._recent[0].revision <= self._said:
             self._recent.popleft()
         return list(self._recent)
-
-
-def _message(notice: Notice) -> dict[str, Any]:
-    agent, _, instance = notice.layer.partition("@")
-    message: dict[str, Any] = {
-        "agent_name": agent,
-        "updated_keys": notice.keys[:MOST_KEYS],
-        "timestamp": notice.changed_at.timestamp(),
-        "revision": notice.revision,
-    }
-    if instance:
-        message["instance_id"] = instance
-    if len(notice.keys) > MOST_KEYS:
-        message["more_keys"] = len(notice.keys) - MOST_KEYS
-    return message
 
 
 def _said(error: BaseException) -> str:

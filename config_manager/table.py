@@ -82,6 +82,7 @@ class ConfigTable:
         self._layers: dict[str, dict[str, str]] = {}
         self._heads: dict[str, int] = {}
         self._encoded: dict[str, dict[str, bytes]] = {}
+        self._asked: set[str] = set()
         self._holds: dict[str, dict[tuple[str, str], Hold]] = {}
 
     def load(self, revision: int, rows: Iterable[Record], heads: Iterable[Record]) -> None:
@@ -154,6 +155,7 @@ class ConfigTable:
 
     def encoded(self, agent: str, instance: str | None = None) -> bytes:
         """`snapshot(…).reply()` as JSON, kept until one of its layers changes."""
+        self._asked.add(agent)
         kept = self._encoded.setdefault(agent, {})
         if instance is not None and f"{agent}@{instance}" not in self._layers:
             instance = None
@@ -181,6 +183,14 @@ class ConfigTable:
     def rows(self) -> list[tuple[str, str, str]]:
         """Every visible row: layer, key, text."""
         return [(layer, key, text) for layer, rows in self._layers.items() for key, text in rows.items()]
+
+    def agent_count(self) -> int:
+        """How many agents were asked for, or have rows."""
+        return len(self._asked.union(name for name in self._heads if "@" not in name))
+
+    def has_instances(self, agent: str) -> bool:
+        """Whether some instance of the agent has rows of its own."""
+        return any(rows and layer.startswith(f"{agent}@") for layer, rows in self._layers.items())
 
     def held(self) -> dict[str, dict[str, Hold]]:
         """The agents with held keys."""

@@ -23,7 +23,7 @@ from redis.asyncio import Redis
 
 from perdure import subjects
 from perdure.bus.wire import request
-from perdure.config.fetch import Fetched, fetch
+from perdure.config.fetch import Fetched, fetch, read_reply
 from perdure.config.last_known_good import LastKnownGood
 from perdure.config.messages import ConfigUpdate
 from perdure.config.schema import schema_of
@@ -123,10 +123,9 @@ class ConfigClient:
     async def stop(self) -> None:
         """Follow no longer. The snapshot stays."""
         task, self._task = self._task, None
-        if task is not None:
-            task.cancel()
-            with suppress(asyncio.CancelledError):
-                await task
+        while task is not None and not task.done():
+            task.cancel()  # again when a library has swallowed it: `wait_for` of Python 3.11 does when it is too late
+            await asyncio.wait([task], timeout=1)
         subscription, self._subscription = self._subscription, None
         if subscription is not None:
             with suppress(nats_errors.Error):
@@ -204,7 +203,11 @@ class ConfigClient:
 
     async def _read(self) -> None:
         seen, wanted, update = self.snapshot.revision, self._wanted, self._heard
-        found = await fetch(self._nats, self._agent, self._instance, seen=max(seen, wanted))
+        found = self._carried(update, max(seen + 1, wanted))
+        if found is None:
+            if update is not None and update.spread:  # every agent asks now: not all in the same moment
+                await asyncio.sleep(random.uniform(0, update.spread))  # noqa: S311 - jitter
+            found = await fetch(self._nats, self._agent, self._instance, seen=max(seen, wanted))
         if found.rewound or found.revision >= seen:  # anything else is an answer from before
             unchanged = found.revision == seen and not self._differs(found.values)
             if not unchanged or self.snapshot.stale:
@@ -213,6 +216,17 @@ class ConfigClient:
             raise Unavailable(f"revision {wanted} was broadcast, but the ConfigManager answers {found.revision}")
         if self._wanted <= max(wanted, found.revision):
             self._wanted, self._heard = 0, None
+
+    def _carried(self, update: ConfigUpdate | None, least: int) -> Fetched | None:
+        """The configuration that came with the broadcast, if it did and is new enough."""
+        if update is None or update.snapshot is None:
+            return None
+        try:
+            found = read_reply(update.snapshot, subjects.CONFIG_UPDATE)
+        except (ApiError, AttributeError) as error:
+            log.warning("passed over a carried snapshot", action="config.bad_snapshot", error=str(error))
+            return None
+        return found if found.revision >= least else None
 
     def _differs(self, values: Mapping[str, str]) -> bool:
         held = self.snapshot.held

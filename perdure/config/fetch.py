@@ -33,6 +33,20 @@ class Fetched:
     rewound: bool = False
 
 
+def read_reply(reply: Mapping[str, Any], where: str) -> Fetched:
+    """The configuration in the body of a reply. Raises `InternalError` when it has none."""
+    values, revision = reply.get("configurations"), reply.get("revision")
+    if not isinstance(values, dict) or not isinstance(revision, int):
+        raise InternalError(f"the reply on {where} has no configurations or no revision")
+    return Fetched(
+        {str(key): str(value) for key, value in values.items()},
+        revision,
+        {str(key): str(hold.get("why", "refused")) for key, hold in (reply.get("held") or {}).items()},
+        stale=bool(reply.get("stale")),
+        rewound=bool(reply.get("rewound")),
+    )
+
+
 async def fetch(
     nc: Client,
     agent: str,
@@ -48,17 +62,7 @@ async def fetch(
     """
     asked = {"agent_name": agent, "instance_id": instance, "min_revision": seen}
     subject = subjects.config_get(agent)
-    reply = await fetch_reply(nc, subject, asked, timeout=timeout)
-    values, revision = reply.get("configurations"), reply.get("revision")
-    if not isinstance(values, dict) or not isinstance(revision, int):
-        raise InternalError(f"the reply on {subject} has no configurations or no revision")
-    return Fetched(
-        {str(key): str(value) for key, value in values.items()},
-        revision,
-        {str(key): str(hold.get("why", "refused")) for key, hold in (reply.get("held") or {}).items()},
-        stale=bool(reply.get("stale")),
-        rewound=bool(reply.get("rewound")),
-    )
+    return read_reply(await fetch_reply(nc, subject, asked, timeout=timeout), subject)
 
 
 async def fetch_reply(

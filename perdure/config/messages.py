@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Final
 
 import orjson
 
 from perdure.subjects import GLOBAL_LAYER
+
+LONGEST_SPREAD: Final = 1.0  # seconds
 
 
 @dataclass(frozen=True, slots=True)
@@ -16,7 +19,8 @@ class ConfigUpdate:
     """One change, as `_handle_config_update` gets it.
 
     `data` is the message as it came, `agent_name` whose rows changed (`*`: those of all), `updated_keys` the keys whose
-    values are different now for this agent, `timestamp` Unix seconds, `revision` the one that is live now.
+    values are different now for this agent, `timestamp` Unix seconds, `revision` the one that is live now. `snapshot`
+    is the whole configuration when it is small, `spread` the seconds over which many agents should ask for it.
     """
 
     data: bytes
@@ -25,6 +29,8 @@ class ConfigUpdate:
     timestamp: float
     revision: int
     instance_id: str | None = None
+    snapshot: Mapping[str, Any] | None = None
+    spread: float = 0.0
 
     @classmethod
     def parse(cls, data: bytes) -> ConfigUpdate:
@@ -38,6 +44,8 @@ class ConfigUpdate:
                 timestamp=float(body["timestamp"]),
                 revision=int(body["revision"]),
                 instance_id=body.get("instance_id"),
+                snapshot=body.get("snapshot"),
+                spread=min(max(float(body.get("spread", 0.0)), 0.0), LONGEST_SPREAD),
             )
         except (KeyError, TypeError, AttributeError) as error:
             raise ValueError(f"not a config.update message: {error!r}") from None

@@ -35,7 +35,7 @@ CHANGES = int(os.environ.get("PERDURE_CHAOS_CHANGES", "400"))
 SEED = int(os.environ.get("PERDURE_CHAOS_SEED", random.SystemRandom().randrange(10**6)))
 AGENTS = ("assistant", "mailer", "sorter")
 LAYERS = (*AGENTS, "*")
-GONE = (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError)
+GONE = (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError)
 
 
 class Manager:
@@ -90,6 +90,9 @@ class Writer:
                         await request(nc, "config.set", body, timeout=5)
                     break
                 except (*GONE, Unavailable, Conflict):
+                    if connection is not None:
+                        connection.terminate()
+                        connection = None
                     await asyncio.sleep(0.05)
                 except InvalidRequest as error:
                     raise AssertionError(f"{layer} {key}={value}: {error}") from error

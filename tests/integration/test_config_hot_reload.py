@@ -31,6 +31,7 @@ async def test_an_update_by_sql_reaches_the_agent_whole_and_is_told(settings, nc
         assert agent.snapshot.get_setting("max_iterations") == 7
         await eventually(lambda: len(applied) == 2)
         assert told == [("assistant", ("agent_role", "max_iterations"), 1, 1)]
+    assert updates[0].pop("snapshot")["configurations"] == {"agent_role": "a pirate", "max_iterations": "7"}
     assert updates == [
         {
             "agent_name": "assistant",
@@ -133,9 +134,10 @@ async def test_an_agent_finds_by_reading_what_it_was_never_told(settings, nc, re
 
 async def test_a_reconnect_to_nats_makes_the_agent_read_again(settings, nc, redis, pool) -> None:
     settings = settings.model_copy(update=SLOW)
-    async with manager(settings), following(nc, redis, settings) as agent:
+    async with manager(settings) as running, following(nc, redis, settings) as agent:
         await agent._subscription.unsubscribe()
         await pool.execute(PUT, "assistant", "k", "unheard")
+        await eventually(lambda: running.table.revision == 1)
         await agent.reconcile()
         await eventually(lambda: agent.snapshot.get_setting("k") == "unheard")
 
@@ -212,3 +214,34 @@ async def test_changes_made_while_nats_is_down_are_broadcast_when_it_is_back(ser
         await pool.execute(PUT, "assistant", "k", "1")
         await servers.nats.start()
         await eventually(lambda: updates and updates[-1]["revision"] == 1, timeout=20)
+
+
+async def test_a_small_configuration_travels_in_the_broadcast_and_nobody_asks_for_it(settings, nc, redis, pool) -> None:
+    settings = settings.model_copy(update=SLOW)
+    asked = []
+
+    async def hear(message) -> None:
+        asked.append(message.subject)
+
+    async with manager(settings), following(nc, redis, settings) as agent:
+        await nc.subscribe("config.get.>", cb=hear)
+        await pool.execute(PUT, "assistant", "k", "1")
+        await eventually(lambda: agent.snapshot.get_setting("k") == "1")
+        await pool.execute(PUT, "assistant", "k", "x" * 20_000)
+        await eventually(lambda: len(agent.snapshot.get_setting("k")) == 20_000)
+        await pool.execute(PUT, "assistant@i-1", "k", "mine alone")
+        await eventually(lambda: agent.snapshot.get_setting("k") == "mine alone")
+    assert asked == ["config.get.assistant"] * 2
+
+
+async def test_a_global_change_with_many_agents_asks_them_to_spread(settings, nc, pool) -> None:
+    updates = await messages(nc, "config.update")
+    async with manager(settings):
+        await pool.execute(
+            "INSERT INTO agent_configurations (agent_name, config_key, config_value) "
+            "SELECT 'agent-' || n, 'k', 'v' FROM generate_series(1, 300) AS n"
+        )
+        await pool.execute(PUT, "*", "k", "1")
+        await eventually(lambda: updates and updates[-1]["agent_name"] == "*")
+    assert 0.05 < updates[-1]["spread"] < 0.5
+    assert len(updates) == 301
