@@ -9,6 +9,7 @@ from typing import Any, Final
 
 import orjson
 
+from config_manager.rollout import Plan
 from perdure import subjects
 from perdure.bus.service import Request
 from perdure.config.schema import LARGEST
@@ -66,6 +67,38 @@ def target_of(request: Request, body: Mapping[str, Any]) -> Target:
     if chosen.agent == GLOBAL_LAYER and chosen.instance:
         raise InvalidRequest("the layer of all agents has no instances: leave instance_id out")
     return chosen
+
+
+def rollout_plan(body: Mapping[str, Any], changed_by: str) -> Plan:
+    """What a rollout changes, on how many instances first, and for how long it bakes there."""
+    changes, deletes = configurations(body)
+    if deletes:
+        raise InvalidRequest(f"a rollout cannot take keys away ({deletes[0]!r} is null): give it a value")
+    instances = whole_number(body, "instances", default=None, lowest=1, highest=10_000)
+    share = _number(body, "share", default=None, lowest=0.0, highest=1.0)
+    if (instances is None) == (share is None):
+        raise InvalidRequest('say how many try it first: "instances": 1, or "share": 0.1')
+    bake = _number(body, "bake_seconds", default=60.0, lowest=0.0, highest=7 * 86_400.0)
+    failures = whole_number(body, "max_failures", default=0, lowest=0, highest=1_000_000)
+    return Plan(
+        changes,
+        bake_seconds=60.0 if bake is None else bake,
+        max_failures=failures or 0,
+        changed_by=changed_by,
+        instances=instances,
+        share=share,
+    )
+
+
+def _number(
+    body: Mapping[str, Any], field: str, *, default: float | None, lowest: float, highest: float
+) -> float | None:
+    value = body.get(field)
+    if value is None:
+        return default
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not lowest <= value <= highest:
+        raise InvalidRequest(f"{field} must be a number from {lowest:g} to {highest:g}")
+    return float(value)
 
 
 def schema_in(body: Mapping[str, Any]) -> dict[str, Any]:

@@ -21,11 +21,13 @@ from config_manager.requests import (
     body_of,
     configurations,
     flag,
+    rollout_plan,
     schema_in,
     target_of,
     text,
     whole_number,
 )
+from config_manager.rollout import Rollouts
 from config_manager.sync import ConfigSync
 from config_manager.table import ConfigTable, layers_of
 from perdure import subjects
@@ -55,6 +57,7 @@ class ConfigManager(Service):
         self.table = ConfigTable()
         self.judge = Judge()
         self.copy: RedisCopy
+        self.rollouts: Rollouts
         self.sync: ConfigSync
 
     async def on_start(self) -> None:
@@ -83,6 +86,8 @@ class ConfigManager(Service):
         await self.endpoint("list", subjects.CONFIG_LIST, self._list, queue=subjects.QUEUE_CONFIG)
         self.spawn(self.sync.run, name="config-sync")
         self.spawn(self._copy_loop, name="config-copy")
+        self.rollouts = Rollouts(self.nats, self.pool)
+        self.spawn(self.rollouts.run, name="config-rollouts")
         with suppress(TimeoutError):  # it goes on trying, and says so
             async with asyncio.timeout(FIRST_LISTEN):
                 await self.sync.started.wait()
@@ -94,6 +99,7 @@ class ConfigManager(Service):
             ("history", subjects.CONFIG_HISTORY, self._history),
             ("rollback", subjects.CONFIG_ROLLBACK, self._rollback),
             ("schema", subjects.CONFIG_SCHEMA, self._schema),
+            ("rollout", subjects.CONFIG_ROLLOUT, self._rollout),
         ):
             # The bare subject takes the agent from the body alone.
             await self.endpoint(f"{name}-any", subject, handler, queue=subjects.QUEUE_CONFIG)
@@ -208,6 +214,27 @@ class ConfigManager(Service):
             )
             await self.sync.refresh_schemas(self.pool)
         return {"status": "success", "agent_name": target.agent, "hash": digest}
+
+    async def _rollout(self, request: Request) -> Reply:
+        body = body_of(
+            request, "configurations", "instances", "share", "bake_seconds", "max_failures", "changed_by", "action"
+        )
+        target = target_of(request, body)
+        if target.layer == GLOBAL_LAYER or target.instance:
+            raise InvalidRequest("a rollout is for one agent: name it, without an instance")
+        action = body.get("action", "start" if "configurations" in body else "status")
+        changed_by = text(body, "changed_by", longest=LONGEST_NAME) or subjects.CONFIG_ROLLOUT
+        started: Reply = {}
+        if action == "start":
+            plan = rollout_plan(body, changed_by)
+            self.judge.check(target.layer, plan.changes)
+            started = await self.rollouts.start(target.agent, plan)
+        elif action in ("abort", "promote"):
+            await self.rollouts.end(target.agent, promote=action == "promote", by=changed_by)
+        elif action != "status":
+            raise InvalidRequest("action must be start, status, abort or promote")
+        rollouts = await self.rollouts.listed(target.agent)
+        return {"status": "success", "agent_name": target.agent, **started, "rollouts": rollouts}
 
     async def _written(self, target: Target, warnings: Sequence[str] = ()) -> Reply:
         """The reply after a write: at least what was written, whoever wrote since."""

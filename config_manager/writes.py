@@ -34,9 +34,9 @@ async def put(
     """
 
     async def work(connection: Connection) -> None:
-        await _write(connection, layer, {key: (value, True) for key, value in puts.items()}, deletes)
+        await write(connection, layer, {key: (value, True) for key, value in puts.items()}, deletes)
 
-    return await _commit(pool, work, compare=compare, expected=expected, changed_by=changed_by)
+    return await commit(pool, work, compare=compare, expected=expected, changed_by=changed_by)
 
 
 async def roll_back(
@@ -66,12 +66,13 @@ async def roll_back(
         standing: dict[str, Row] = {row["config_key"]: (row["config_value"], row["is_active"]) for row in now}
         check({key: value for key, (value, active) in wanted.items() if active})
         changed = {key: row for key, row in wanted.items() if standing.get(key) != row}
-        await _write(connection, layer, changed, standing.keys() - wanted.keys())
+        await write(connection, layer, changed, standing.keys() - wanted.keys())
 
-    return await _commit(pool, work, compare=compare, expected=expected, changed_by=changed_by)
+    return await commit(pool, work, compare=compare, expected=expected, changed_by=changed_by)
 
 
-async def _write(connection: Connection, layer: str, puts: Mapping[str, Row], deletes: Collection[str]) -> None:
+async def write(connection: Connection, layer: str, puts: Mapping[str, Row], deletes: Collection[str]) -> None:
+    """Put and delete rows of one layer in the transaction at hand."""
     if puts:
         values, active = zip(*puts.values(), strict=True)
         await connection.execute(SQL["put_rows"], layer, list(puts), list(values), list(active))
@@ -79,9 +80,14 @@ async def _write(connection: Connection, layer: str, puts: Mapping[str, Row], de
         await connection.execute(SQL["delete_rows"], layer, list(deletes))
 
 
-async def _commit(
-    pool: Pool, work: Work, *, compare: Collection[str], expected: int | None, changed_by: str
+async def commit(
+    pool: Pool, work: Work, *, changed_by: str, compare: Collection[str] = (), expected: int | None = None
 ) -> int | None:
+    """Do `work` in one transaction, again when others were in its way, and return the revision it took.
+
+    Raises `Conflict` when one of the layers `compare` has changed since revision `expected`, `Unavailable` when
+    Postgres is away or others were in the way each time.
+    """
     for _ in range(ATTEMPTS):
         try:
             with told_as_api_errors():

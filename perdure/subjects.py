@@ -14,6 +14,8 @@ CONFIG_ROLLBACK: Final = "config.rollback"
 CONFIG_APPLIED: Final = "config.applied"
 CONFIG_SCHEMA: Final = "config.schema"
 CONFIG_LIST: Final = "config.list"
+CONFIG_ROLLOUT: Final = "config.rollout"
+CONFIG_STATE: Final = "config.state"
 
 # -- runs -------------------------------------------------------------------------------------------------------------
 RUN_START: Final = "run.start"
@@ -85,6 +87,11 @@ def config_history(agent: str) -> str:
 def config_rollback(agent: str) -> str:
     """Request subject that sets an agent's configuration back to a revision."""
     return f"{CONFIG_ROLLBACK}.{agent}"
+
+
+def config_state(agent: str) -> str:
+    """Request subject on which each instance answers with its last `config.applied`."""
+    return f"{CONFIG_STATE}.{agent}"
 
 
 def config_schema(agent: str) -> str:

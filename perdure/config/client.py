@@ -71,6 +71,8 @@ class ConfigClient:
         self._heard: ConfigUpdate | None = None
         self._look = asyncio.Event()
         self._subscription: Subscription | None = None
+        self._asked: Subscription | None = None
+        self._last_told = b""
         self._task: asyncio.Task[None] | None = None
 
     @property
@@ -89,6 +91,7 @@ class ConfigClient:
         """
         self._subscription = await self._nats.subscribe(subjects.CONFIG_UPDATE, cb=self._told)
         await self._publish_schema()
+        self._asked = await self._nats.subscribe(subjects.config_state(self._agent), cb=self._tell_state)
         found = await self._first(patience)
         saved = await self._last_known_good.load()
         rows, revision = (found.values, found.revision) if found else saved or ({}, 0)
@@ -126,10 +129,12 @@ class ConfigClient:
         while task is not None and not task.done():
             task.cancel()  # again when a library has swallowed it: `wait_for` of Python 3.11 does when it is too late
             await asyncio.wait([task], timeout=1)
-        subscription, self._subscription = self._subscription, None
-        if subscription is not None:
-            with suppress(nats_errors.Error):
-                await subscription.unsubscribe()
+        subscriptions = (self._subscription, self._asked)
+        self._subscription = self._asked = None
+        for subscription in subscriptions:
+            if subscription is not None:
+                with suppress(nats_errors.Error):
+                    await subscription.unsubscribe()
 
     async def reconcile(self) -> None:
         """Read again, whatever was heard: after a reconnect to NATS, messages were missed."""
@@ -271,6 +276,10 @@ class ConfigClient:
     async def _keep(self) -> None:
         await self._last_known_good.save(self.snapshot)
 
+    async def _tell_state(self, message: Msg) -> None:
+        if message.reply and self._last_told:
+            await self._nats.publish(message.reply, self._last_told)
+
     async def _tell_applied(self, errors: Mapping[str, str], *, rejected: bool = False) -> None:
         snapshot = self.snapshot
         for key, why in snapshot.held.items():
@@ -290,6 +299,7 @@ class ConfigClient:
             "errors": {**snapshot.held, **errors},
         }
         try:
-            await self._nats.publish(subjects.config_applied(self._agent), orjson.dumps(body))
+            self._last_told = orjson.dumps(body)
+            await self._nats.publish(subjects.config_applied(self._agent), self._last_told)
         except nats_errors.Error as error:
             log.info("config.applied was not sent", action="config.applied_lost", error=str(error))
