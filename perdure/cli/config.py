@@ -2,29 +2,18 @@
 
 from __future__ import annotations
 
-import getpass
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from rich.markup import escape
 
+from perdure.cli import config_files, config_follow
 from perdure.cli import config_view as view
+from perdure.cli import config_yaml as files
 from perdure.cli.config_calls import Caller, calling, own_rows
+from perdure.cli.config_options import Agent, By, Expected, Instance, Output, user
 from perdure.cli.console import err, fail, out, print_json, run
-from perdure.errors import InvalidRequest
-
-Agent = Annotated[
-    str, typer.Argument(help="An agent's name, or '*' for the layer under all agents.", show_default=False)
-]
-Instance = Annotated[
-    str | None, typer.Option("--instance", help="One instance of the agent: the layer above the agent's own.")
-]
-Expected = Annotated[
-    int | None, typer.Option("--expected-revision", help="Refuse if the configuration has changed since this revision.")
-]
-By = Annotated[str | None, typer.Option("--by", help="Who does it, for the history. Default: your user name.")]
-Output = Annotated[str, typer.Option("-o", "--output", help="table or json.")]
 
 app = typer.Typer(
     help="""Read, change and follow the configuration of agents.
@@ -45,6 +34,10 @@ app = typer.Typer(
 
 def register(main: typer.Typer) -> None:
     """Add the commands."""
+    app.command("export")(config_files.export)
+    app.command("import")(config_files.import_)
+    app.command("rollout")(config_follow.rollout)
+    app.command("watch")(config_follow.watch)
     main.add_typer(app, name="config")
 
 
@@ -129,7 +122,7 @@ def _change(
     agent: str, values: dict[str, str | None], *, expected: int | None, by: str | None, instance: str | None
 ) -> None:
     async def work(caller: Caller) -> dict[str, Any]:
-        return await caller.set(agent, values, expected=expected, by=by or _user(), instance=instance)
+        return await caller.set(agent, values, expected=expected, by=by or user(), instance=instance)
 
     reply = run(calling(work))
     out.print(f"{reply['agent_name']} is at revision {reply['revision']}")
@@ -179,7 +172,7 @@ def rollback(
     """
 
     async def work(caller: Caller) -> dict[str, Any]:
-        return await caller.rollback(agent, revision, by=by or _user(), instance=instance)
+        return await caller.rollback(agent, revision, by=by or user(), instance=instance)
 
     reply = run(calling(work))
     out.print(f"{agent} is as it was at revision {revision}; that is revision {reply['revision']}")
@@ -212,7 +205,7 @@ def diff(
         if with_agent is not None:
             return (await caller.get(agent))["configurations"], (await caller.get(with_agent))["configurations"]
         if with_file is not None:
-            return await own_rows(caller, agent), view.read_file(with_file).get(agent, {})
+            return await own_rows(caller, agent), files.read_file(with_file).get(agent, {})
         before = await caller.get(agent, revision=old)
         after = await caller.get(agent, revision=new)
         return before["configurations"], after["configurations"]
@@ -225,99 +218,3 @@ def diff(
         out.print(view.difference(changes))
     if changes:
         raise typer.Exit(1)
-
-
-@app.command("export")
-def export(
-    agents: Annotated[list[str] | None, typer.Argument(help="Default: all that have rows.", show_default=False)] = None,
-    *,
-    file: Annotated[
-        Path | None, typer.Option("--file", "-f", help="Write here; a file that is there keeps its comments.")
-    ] = None,
-) -> None:
-    """Write the rows as YAML, in a stable order, for a repository.
-
-    [bold]perdure config export > config.yaml[/]
-
-    [bold]perdure config export assistant --file config.yaml[/]
-    """
-
-    async def work(caller: Caller) -> dict[str, dict[str, str]]:
-        names = agents or list(await caller.layers())
-        return {name: await own_rows(caller, name) for name in names}
-
-    rows = run(calling(work))
-    if file is None:
-        typer.echo(view.to_yaml(rows), nl=False)
-    else:
-        file.write_text(view.to_yaml(rows, into=file, only=agents), encoding="utf-8")
-        out.print(f"{sum(map(len, rows.values()))} rows of {len(rows)} agents are in {file}")
-
-
-@app.command("import")
-def import_(
-    file: Annotated[Path, typer.Argument(help="A file as `export` writes it.", show_default=False)],
-    *,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only show what would change.")] = False,
-    keep: Annotated[bool, typer.Option("--keep", help="Leave keys that the file does not have.")] = False,
-    by: By = None,
-) -> None:
-    """Make the agents of a file what the file says. Agents that it does not name stay as they are.
-
-    Nothing of an agent is overwritten that somebody changed while the command ran.
-
-    [bold]perdure config import config.yaml --dry-run[/]
-
-    [bold]perdure config import config.yaml[/]
-    """
-    wanted = view.read_file(file)
-
-    async def work(caller: Caller) -> int:
-        changed = 0
-        for name, rows in wanted.items():
-            reply = await caller.get(name, own=True)
-            found = view.changes(reply["configurations"], rows)
-            if keep:
-                found = {key: values for key, values in found.items() if values[1] is not None}
-            if not found:
-                continue
-            changed += 1
-            out.print(view.difference(found, title=name))
-            if not dry_run:
-                values = {key: value for key, (_, value) in found.items()}
-                try:
-                    done = await caller.set(name, values, expected=reply["table_revision"], by=by or _user())
-                except InvalidRequest as error:
-                    raise InvalidRequest(f"{name}: {error.message}") from error
-                out.print(f"{name} is at revision {done['revision']}")
-        return changed
-
-    changed = run(calling(work))
-    if not changed:
-        out.print("nothing to change")
-    elif dry_run:
-        out.print(f"{changed} agent(s) would change; nothing was written")
-
-
-@app.command("watch")
-def watch(
-    agent: Annotated[str | None, typer.Argument(help="Default: all.", show_default=False)] = None,
-) -> None:
-    """Follow changes, and what became of them in each agent process, until Ctrl-C.
-
-    [bold]perdure config watch[/]
-
-    [bold]perdure config watch assistant[/]
-    """
-
-    async def work(caller: Caller) -> None:
-        await caller.watch(agent, lambda line: out.print(line, soft_wrap=True))
-
-    run(calling(work))
-
-
-def _user() -> str:
-    try:
-        return getpass.getuser()
-    except (OSError, KeyError):  # a container's user may have no name
-        return "perdure config"

@@ -98,6 +98,10 @@ class Caller:
         """Bring the rows of `revision` back."""
         return await self._ask(subjects.CONFIG_ROLLBACK, agent, revision=revision, changed_by=by, instance_id=instance)
 
+    async def rollout(self, agent: str, body: dict[str, Any]) -> dict[str, Any]:
+        """Start, end or show rollouts."""
+        return await self._ask(subjects.CONFIG_ROLLOUT, agent, **body)
+
     async def layers(self) -> dict[str, int]:
         """Every layer that has rows, and its revision."""
         layers: dict[str, int] = (await request(self._nc, subjects.CONFIG_LIST, {}))["layers"]

@@ -148,7 +148,7 @@ async def test_watch_shows_changes_and_what_became_of_them(running, perdure, set
 
 
 @pytest.mark.parametrize(
-    "command", ["", "get", "set", "unset", "history", "rollback", "diff", "export", "import", "watch"]
+    "command", ["", "get", "set", "unset", "history", "rollback", "diff", "export", "import", "rollout", "watch"]
 )
 async def test_help_teaches_by_example(perdure, command) -> None:
     code, out, _ = await perdure("config", *command.split(), "--help")
