@@ -86,6 +86,17 @@ class RunApprove(RunRef):
     decision: Literal["approve", "deny", "edit"]
     arguments: dict[str, Any] | None = None
     reason: str | None = Field(None, max_length=10_000)
+    decided_by: Name | None = None
+
+
+class RunApprovals(Message):
+    """`run.approvals`: tool calls that wait for a person (or `status`: any), newest first, `limit` at a time."""
+
+    status: Literal["pending", "approved", "denied", "edited", "expired", "any"] = "pending"
+    agent: AgentName | None = None
+    run_id: Id | None = None
+    limit: int = Field(50, ge=1, le=500)
+    cursor: str | None = Field(None, max_length=512)
 
 
 class RunFork(RunRef):

@@ -86,7 +86,7 @@ def _of_row(row: Any) -> Decision:
     return Decision(row["status"], row["reason"] or "", row["decided_by"] or "", row["edited"] or "")
 
 
-async def decide(pool: Pool, nats: Client, said: RunApprove, *, by: str | None = None) -> dict[str, Any]:
+async def decide(pool: Pool, nats: Client, said: RunApprove) -> dict[str, Any]:
     """Record a decision and wake the run; the reply of `run.approve`.
 
     Raises `NotFound` for a call that never asked, `Conflict` for a second decision, other arguments, or a run that has
@@ -98,7 +98,7 @@ async def decide(pool: Pool, nats: Client, said: RunApprove, *, by: str | None =
     status = _STATUS[said.decision]
     async with pool.acquire() as connection, connection.transaction():
         row = await connection.fetchrow(
-            _SQL["decide"], said.run_id, said.call_id, said.arguments_hash, status, edited, said.reason, by
+            _SQL["decide"], said.run_id, said.call_id, said.arguments_hash, status, edited, said.reason, said.decided_by
         )
         if row is None:
             raise NotFound(
@@ -110,7 +110,7 @@ async def decide(pool: Pool, nats: Client, said: RunApprove, *, by: str | None =
             raise Conflict(
                 f"arguments_hash is not that of call {said.call_id}: look at its arguments again", run_id=said.run_id
             )
-        payload = {"status": status, "reason": said.reason, "by": by, "arguments": edited}
+        payload = {"status": status, "reason": said.reason, "by": said.decided_by, "arguments": edited}
         # in the same commit: a decision that is recorded reaches its run
         record = await runs.send_signal(
             cast("Connection", connection), said.run_id, f"approval:{said.call_id}", payload, f"approval:{said.call_id}"
@@ -128,13 +128,21 @@ async def listed(
     status: str | None = "pending",
     agent: str | None = None,
     run_id: str | None = None,
-    before: tuple[datetime, str] | None = None,
+    cursor: str | None = None,
     limit: int = 50,
-) -> list[dict[str, Any]]:
-    """Approvals, newest first; `before` is the (requested_at, call_id) of the last one of the page before."""
-    moment, call_id = before or (None, None)
-    rows = await pool.fetch(_SQL["list"], status, agent, run_id, moment, call_id, limit)
-    return [_shown(row) for row in rows]
+) -> tuple[list[dict[str, Any]], str | None]:
+    """Approvals, newest first, and the cursor of the next page. Raises `InvalidRequest` for a cursor that is none."""
+    moment, call_id = None, None
+    if cursor is not None:
+        said, _, call_id = cursor.partition("/")
+        try:
+            moment = datetime.fromisoformat(said)
+        except ValueError:
+            raise InvalidRequest("field 'cursor': give the next_cursor of the page before, unchanged") from None
+    rows = await pool.fetch(_SQL["list"], status, agent, run_id, moment, call_id, limit + 1)
+    shown = [_shown(row) for row in rows[:limit]]
+    more = len(rows) > limit
+    return shown, f"{shown[-1]['requested_at']}/{shown[-1]['call_id']}" if more else None
 
 
 def _shown(row: asyncpg.Record) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""The requests about runs that exist: `run.get`, `run.list`, `run.cancel`, `run.resume`, `run.fork`, `run.signal`."""
+"""The requests about runs that exist: `run.get`, `run.list`, `run.cancel`, `run.resume`, `run.signal`, …"""
 
 from __future__ import annotations
 
@@ -8,11 +8,12 @@ from uuid import uuid4
 
 from nats.aio.client import Client
 
+from perdure.agent import approvals
 from perdure.bus.endpoint import Handler
 from perdure.bus.service import Request
 from perdure.engine import runs
 from perdure.errors import InvalidRequest
-from perdure.messages import RunFork, RunGet, RunList, RunRef, RunSignal, parse
+from perdure.messages import RunApprovals, RunApprove, RunFork, RunGet, RunList, RunRef, RunSignal, parse
 from perdure.settings import Settings
 from perdure.store.postgres import Pool
 
@@ -34,6 +35,8 @@ class RunRequests:
             "resume": self.resume,
             "fork": self.fork,
             "signal": self.signal,
+            "approve": self.approve,
+            "approvals": self.approvals,
         }
 
     async def get(self, request: Request) -> dict[str, Any]:
@@ -93,3 +96,17 @@ class RunRequests:
             runs.nudge(self._nats, record["process_id"], said.run_id)
         status = "pending" if record["woken"] else record["status"]
         return {"status": status, "run_id": said.run_id, "agent": record["agent_name"], "sent": record["sent"]}
+
+    async def approve(self, request: Request) -> dict[str, Any]:
+        """`run.approve`: a person's decision about one tool call; a second one is a conflict."""
+        said = parse(RunApprove, request.data)
+        return await approvals.decide(self._pool, self._nats, said)
+
+    async def approvals(self, request: Request) -> dict[str, Any]:
+        """`run.approvals`: tool calls that wait, or waited, for a person, newest first."""
+        said = parse(RunApprovals, request.data)
+        status = None if said.status == "any" else said.status
+        found, cursor = await approvals.listed(
+            self._pool, status=status, agent=said.agent, run_id=said.run_id, cursor=said.cursor, limit=said.limit
+        )
+        return {"status": "success", "approvals": found, "next_cursor": cursor}
