@@ -40,12 +40,12 @@ def status_text(status: str) -> str:
 
 def listed(runs: Sequence[Mapping[str, Any]]) -> Table:
     """A table of `run.list`."""
-    table = Table(box=None, pad_edge=False)
-    table.add_column("run", no_wrap=True)
+    table = Table(box=None, pad_edge=False, expand=True)
+    table.add_column("run", no_wrap=True, min_width=max(len(run["run_id"]) for run in runs))
     for column in ("agent", "status", "created", "took"):
         table.add_column(column, no_wrap=True)
     table.add_column("session", overflow="fold")
-    table.add_column("error", overflow="ellipsis", no_wrap=True)
+    table.add_column("error", overflow="ellipsis", no_wrap=True, ratio=1)
     for run in runs:
         name = run["agent"] if run["workflow"] == "run" else f"{run['agent']}:{run['workflow']}"
         table.add_row(
@@ -112,12 +112,12 @@ def _facts(run: Mapping[str, Any]) -> Table:
 
 
 def _steps(steps: Sequence[Mapping[str, Any]]) -> Table:
-    table = Table(box=None, pad_edge=False)
+    table = Table(box=None, pad_edge=False, expand=True)
     for column in ("seq", "path", "step"):
         table.add_column(column, no_wrap=True)
     for column in ("status", "attempt", "began", "took"):
         table.add_column(column, no_wrap=True)
-    table.add_column("result", overflow="ellipsis", no_wrap=True)
+    table.add_column("result", overflow="ellipsis", no_wrap=True, ratio=1)
     for step in steps:
         name = step["name"] if step["kind"] == "step" else f"{step['kind']} {step['name']}"
         result = "" if step["result"] is None else short(step["result"])
