@@ -208,8 +208,16 @@ class Execution:
         self.host.loop.call_later(self.host.cancel_grace, self._cancel_by_force)
 
     def _cancel_by_force(self) -> None:
-        """The code does not give way (it waits for something of its own): the run ends without it."""
-        if not self.closed and not self.leaving:
+        """The code does not give way (it waits for something of its own): the run ends without it.
+
+        Code that has seen the cancellation and waits for a call made since is tidying up: it is left to its work.
+        """
+        if self.closed or self.leaving:
+            return
+        waiting = self.root.waiting_on
+        if waiting is not None and not waiting.abandoned and self.calls["!cancel"].done:
+            self.host.loop.call_later(self.host.cancel_grace, self._cancel_by_force)
+        else:
             self._end_cancelled_or_failed(asyncio.CancelledError())
 
     def spawn(self, coroutine: Any) -> asyncio.Task[Any]:

@@ -1,0 +1,134 @@
+from __future__ import annotations
+
+import asyncio
+import threading
+from typing import Any
+
+import pytest
+
+from perdure.agent.base import BaseAgent
+from perdure.engine import Context, workflow
+from tests.engine_support import lose, until
+from tests.platform import in_process
+from tests.support import eventually
+
+
+class Stubborn(BaseAgent):
+    name = "stubborn"
+
+    def __init__(self, config: Any) -> None:
+        super().__init__(config)
+        self.stopped: list[str] = []
+        self.release = threading.Event()
+        self.tidying = asyncio.Event()
+        self.tidied = asyncio.Event()
+
+    @workflow
+    async def run(self, ctx: Context, task: dict) -> Any:
+        return await getattr(self, task["what"])(ctx)
+
+    async def in_step(self, ctx: Context) -> None:
+        await ctx.step("long", self.long)
+
+    async def in_branch(self, ctx: Context) -> None:
+        async def branch() -> None:
+            await ctx.step("long", self.long)
+
+        await ctx.gather(branch(), ctx.step("also long", self.long))
+
+    async def in_thread(self, ctx: Context) -> None:
+        await ctx.step("thread", lambda: self.release.wait(20))
+
+    async def outside(self, ctx: Context) -> None:
+        await asyncio.Event().wait()  # no ctx call: nothing of the engine's could wake it
+
+    async def waiting(self, ctx: Context) -> None:
+        await ctx.wait_signal("never")
+
+    async def tidy(self, ctx: Context) -> None:
+        try:
+            await ctx.step("book", self.long)
+        except asyncio.CancelledError:
+            await ctx.step("unbook", self.unbook)
+            raise
+
+    async def carries_on(self, ctx: Context) -> str:
+        try:
+            await ctx.sleep(3600)
+        except asyncio.CancelledError:
+            return "it was cancelled, and has a result all the same"
+        return "slept"
+
+    async def long(self) -> None:
+        try:
+            await asyncio.Event().wait()
+        except asyncio.CancelledError:
+            self.stopped.append("long")
+            raise
+
+    async def unbook(self) -> str:
+        self.tidying.set()
+        await self.tidied.wait()
+        return "unbooked"
+
+
+@pytest.fixture
+async def stubborn(settings, nc):
+    async with in_process(settings, nc) as platform:
+        yield platform, await platform.agent(Stubborn)
+
+
+async def start(platform, process, what: str) -> str:
+    run_id = await platform.start_run("stubborn", {"what": what})
+    await eventually(lambda: run_id in process.worker.executions)
+    return run_id
+
+
+@pytest.mark.parametrize("what", ["in_step", "in_branch", "in_thread", "outside", "waiting"])
+async def test_a_running_run_ends_cancelled_within_two_seconds(stubborn, what):
+    platform, process = stubborn
+    run_id = await start(platform, process, what)
+    try:
+        await platform.request("run.cancel", {"run_id": run_id, "reason": "enough"})
+        run = await until(platform, run_id, "cancelled", timeout=2.0)
+    finally:
+        process.agent.release.set()
+    assert run["error"] == {"type": "Cancelled", "message": "enough"}
+    if what in ("in_step", "in_branch"):
+        assert set(process.agent.stopped) == {"long"}
+    await eventually(lambda: not process.worker.executions)
+
+
+async def test_what_a_run_tidies_up_is_journaled_and_may_take_its_time(stubborn):
+    platform, process = stubborn
+    process.worker.cancel_grace = 0.1
+    run_id = await start(platform, process, "tidy")
+    await platform.request("run.cancel", {"run_id": run_id})
+    await eventually(process.agent.tidying.is_set)
+    await asyncio.sleep(0.3)  # longer than the grace that code has which does not give way
+    execution = process.worker.executions[run_id]
+    process.agent.tidying.clear()
+    await lose(process, execution)  # and it goes on elsewhere
+    await eventually(process.agent.tidying.is_set)
+    process.agent.tidied.set()
+    run = await until(platform, run_id, "cancelled")
+    assert [step["name"] for step in run["steps"]] == ["cancel", "unbook"]
+
+
+async def test_a_run_may_answer_a_cancellation_with_a_result(stubborn):
+    platform, process = stubborn
+    process.worker.linger = 30.0
+    run_id = await start(platform, process, "carries_on")
+    await platform.request("run.cancel", {"run_id": run_id})
+    assert "all the same" in (await until(platform, run_id, "completed"))["output"]
+
+
+async def test_runs_that_nobody_holds_end_at_once_and_ended_ones_stay(stubborn):
+    platform, process = stubborn
+    pending = await platform.start_run("nobody", {})
+    assert (await platform.request("run.cancel", {"run_id": pending}))["status"] == "cancelled"
+    waiting = await start(platform, process, "waiting")
+    await until(platform, waiting, "waiting")
+    assert (await platform.request("run.cancel", {"run_id": waiting}))["status"] == "cancelled"
+    again = await platform.request("run.cancel", {"run_id": waiting, "reason": "twice"})
+    assert again["error"]["message"] != "twice"
