@@ -19,13 +19,14 @@ import orjson
 import structlog
 from aiohttp import web
 
+from perdure.llm.offline_responses import from_responses, response_events, to_response
 from perdure.llm.offline_rules import NOTICE, respond, text_of
 
 MODEL = "offline"
 SAYS = "Perdure offline model: fixed rules, not a language model"
 VECTOR_SIZE = 64
 MAX_BODY = 16_000_000
-_ENDPOINTS = ("chat/completions", "embeddings", "models")
+_ENDPOINTS = ("chat/completions", "responses", "embeddings", "models")
 _ROLES = frozenset({"system", "developer", "user", "assistant", "tool", "function"})
 
 log = structlog.get_logger()
@@ -110,6 +111,7 @@ class OfflineModel:
         app.router.add_get("/v1/models", self._models)
         app.router.add_get("/v1/models/{model}", self._model)
         app.router.add_post("/v1/chat/completions", self._chat)
+        app.router.add_post("/v1/responses", self._responses)
         app.router.add_post("/v1/embeddings", self._embeddings)
         return app
 
@@ -172,6 +174,31 @@ class OfflineModel:
                 await response.write(event)
             await response.write_eof()
         return response
+
+    async def _responses(self, request: web.Request) -> web.StreamResponse:
+        try:
+            asked = await _body(request)
+            payload = from_responses(asked)
+            _check(payload)
+        except ValueError as error:
+            return _refuse(str(error))
+        if self._delay:
+            await asyncio.sleep(self._delay)
+        identity, message, _, usage = _answer(payload)
+        response = to_response(identity, MODEL, SAYS, message, usage)
+        if not asked.get("stream"):
+            return _json(response)
+        stream = web.StreamResponse(
+            headers={"Content-Type": "text/event-stream", "Cache-Control": "no-cache", "X-Model-Notice": SAYS}
+        )
+        await stream.prepare(request)
+        with suppress(ConnectionResetError):  # the asker has gone: nobody is left to tell
+            for event in response_events(
+                response, [piece["content"] for piece in _pieces(message) if "content" in piece]
+            ):
+                await stream.write(event)
+            await stream.write_eof()
+        return stream
 
     @staticmethod
     async def _events(
