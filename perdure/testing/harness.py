@@ -18,6 +18,7 @@ from nats.aio.msg import Msg
 from perdure import subjects
 from perdure.agent.base import BaseAgent
 from perdure.agent.process import AgentProcess
+from perdure.bus.streams import ensure_streams
 from perdure.engine import points, runs
 from perdure.engine.definition import WorkflowDefinition, define_workflow
 from perdure.errors import RunFailed
@@ -136,6 +137,8 @@ class Harness:
     async def __aenter__(self) -> Self:
         self.pool = await create_pool(self._settings, "harness", size=4)
         self.nc = await nats.connect(self._settings.nats_url)
+        # Before the first run: a wake-up that no stream holds is lost, and no sweeper repeats it here.
+        await ensure_streams(self.nc.jetstream())
         await self.nc.subscribe(f"{subjects.CONFIG_GET}.*", cb=self._answer_config)
         self._removers = [on_crash(self._crash), points.install(self._count)]
         self.clock.settle = self._settle
