@@ -78,7 +78,7 @@ def status_error(
     headers: Mapping[str, str] | None = None,
 ) -> PermanentError | RetryableError:
     """The error for an HTTP status: 408, 409, 425, 429 and 5xx are retryable, every other is permanent."""
-    text = f"{place(settings)} answered {status}: {without_key(said, settings)}"
+    text = f"{place(settings)} answered {status}: {without_key(said, settings).rstrip('.')}."
     if code in _CODES:
         return PermanentError(f"{text} {_CODES[code]}")
     if status in _BUSY:
@@ -101,7 +101,9 @@ def model_error(error: openai.APIError, settings: ModelSettings) -> PermanentErr
     import openai  # noqa: PLC0415  (heavy: loads with the first model call)
 
     if isinstance(error, openai.APIStatusError):
-        return status_error(error.status_code, error.message, settings, code=error.code, headers=error.response.headers)
+        said = error.body.get("message") if isinstance(error.body, dict) else None
+        text = said if isinstance(said, str) and said else error.message
+        return status_error(error.status_code, text, settings, code=error.code, headers=error.response.headers)
     if isinstance(error, openai.APITimeoutError):
         return RetryableError(f"{place(settings)} was silent for {settings.timeout:g} s.")
     if isinstance(error, openai.APIConnectionError):
