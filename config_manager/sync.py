@@ -62,15 +62,17 @@ class ConfigSync:
 
     async def run(self) -> None:
         """Listen for ever; a lost connection is replaced, and what was missed meanwhile is read."""
-        wait = 0.05
+        wait, complaint = 0.05, ""
         while True:
             try:
                 connection = await connect_direct(self._settings, "config-manager listen")
             except (*GONE, asyncpg.PostgresError) as error:
-                log.warning("cannot listen to Postgres", action="config.listen_failed", error=_said(error))
+                if _said(error) != complaint:  # once an outage, not once an attempt
+                    complaint = _said(error)
+                    log.warning("cannot listen to Postgres", action="config.listen_failed", error=complaint)
             else:
                 try:
-                    wait = 0.05
+                    wait, complaint = 0.05, ""
                     await self._watch(connection)
                 except (*GONE, asyncpg.PostgresError) as error:
                     log.warning("lost the LISTEN connection", action="config.listen_lost", error=_said(error))
