@@ -1,0 +1,39 @@
+"""The tests of docs/how-to/test-an-agent.md, run on the agent of the tutorial."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sys
+from asyncio.subprocess import PIPE, STDOUT
+
+from perdure.store.platform_files import platform_root
+from tests.docs import ROOT, blocks
+from tests.support import temporary_folder
+
+SETTINGS = """\
+[pytest]
+asyncio_mode = auto
+asyncio_default_fixture_loop_scope = function
+pythonpath = .
+"""
+
+
+async def test_the_tests_of_the_documents_pass():
+    pages = (ROOT / "docs" / "tutorial.md", ROOT / "docs" / "how-to" / "test-an-agent.md")
+    with temporary_folder("docs") as folder:
+        for page in pages:
+            for block in blocks(page):
+                if block.kind == "file":
+                    (folder / block.name).write_text(block.text)
+        (folder / "pytest.ini").write_text(SETTINGS)
+        process = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-m", "pytest", "-q", "-p", "no:randomly", "-p", "no:cacheprovider", "test_orders.py"),
+            cwd=folder,
+            env={**os.environ, "PYTHONPATH": str(platform_root())},
+            stdout=PIPE,
+            stderr=STDOUT,
+        )
+        said, _ = await process.communicate()
+    assert process.returncode == 0, said.decode()
+    assert b"2 passed" in said
