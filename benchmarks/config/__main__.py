@@ -1,0 +1,212 @@
+"""`python -m benchmarks.config`: how quickly configuration moves, beside the bare path on the same servers.
+
+Prints a table and writes `benchmarks/results/config.json`. Medians of 5; fsync is on.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import statistics
+import sys
+import tempfile
+import time
+import timeit
+from pathlib import Path
+
+import asyncpg
+import nats
+import orjson
+from rich.console import Console
+
+from perdure.config.keys import DurableAgentSettings
+from perdure.config.snapshot import AgentConfig
+from perdure.embedded.nats_server import NatsServer
+from perdure.embedded.postgres_server import PostgresServer
+from perdure.embedded.redis_server import RedisServer
+from perdure.settings import Settings
+from perdure.store.migrate import migrate
+
+ROOT = Path(__file__).parents[2]
+RESULTS = ROOT / "benchmarks" / "results" / "config.json"
+PUT = (
+    "INSERT INTO agent_configurations (agent_name, config_key, config_value) VALUES ($1, 'n', $2) "
+    "ON CONFLICT (agent_name, config_key) DO UPDATE SET config_value = EXCLUDED.config_value"
+)
+out = Console()
+
+
+def percentile(values: list[float], share: float) -> float:
+    return round(sorted(values)[min(int(len(values) * share), len(values) - 1)], 3)
+
+
+async def start(environment: dict[str, str], *arguments: str) -> asyncio.subprocess.Process:
+    return await asyncio.create_subprocess_exec(sys.executable, *arguments, env=environment, cwd=ROOT)
+
+
+async def latency(pool: asyncpg.Pool, nc: nats.NATS) -> dict[str, float]:
+    """SQL commit to a live snapshot in another process, and the bare path: trigger, listener, NATS subscriber."""
+    live: asyncio.Queue[float] = asyncio.Queue()
+    bare: asyncio.Queue[float] = asyncio.Queue()
+
+    async def on_live(message) -> None:
+        live.put_nowait(orjson.loads(message.data)[2])
+
+    async def on_bare(message) -> None:
+        bare.put_nowait(float(message.data))
+
+    subscriptions = [await nc.subscribe("bench.live", cb=on_live), await nc.subscribe("bench.bare", cb=on_bare)]
+    tasks: set[asyncio.Task[None]] = set()
+
+    def notified(*_heard: object) -> None:
+        task = asyncio.create_task(nc.publish("bench.notified", b"x"))
+        tasks.add(task)
+        task.add_done_callback(tasks.discard)
+
+    ours, theirs = [], []
+    async with pool.acquire() as listener, pool.acquire() as writer:
+        await listener.add_listener("perdure_config", notified)
+        for number in range(600):
+            while not bare.empty():
+                bare.get_nowait()
+            await writer.execute(PUT, "one0", str(number))
+            committed = time.time()
+            ours.append((await asyncio.wait_for(live.get(), 10) - committed) * 1000)
+            theirs.append((await asyncio.wait_for(bare.get(), 10) - committed) * 1000)
+            await asyncio.sleep(0.002)
+        await listener.reset()
+    for subscription in subscriptions:
+        await subscription.unsubscribe()
+    return {
+        "live_p50_ms": percentile(ours[100:], 0.5),
+        "live_p99_ms": percentile(ours[100:], 0.99),
+        "bare_p50_ms": percentile(theirs[100:], 0.5),
+        "bare_p99_ms": percentile(theirs[100:], 0.99),
+    }
+
+
+async def rate(nc: nats.NATS, subject: str, seconds: float = 2.0) -> float:
+    """Requests a second of 64 callers."""
+    done, end = 0, time.perf_counter() + seconds
+
+    async def call() -> None:
+        nonlocal done
+        while time.perf_counter() < end:
+            await nc.request(subject, b"", timeout=5)
+            done += 1
+
+    await asyncio.gather(*(call() for _ in range(64)))
+    return done / seconds
+
+
+async def storm(pool: asyncpg.Pool, nc: nats.NATS, seconds: float) -> dict[str, float]:
+    """As many updates a second as 4 writers make, at most 2,000: does the agent end on the last, without going back?"""
+    seen: list[int] = []
+
+    async def on_live(message) -> None:
+        seen.append(orjson.loads(message.data)[1])
+
+    subscription = await nc.subscribe("bench.live", cb=on_live)
+    begun, written = time.perf_counter(), 0
+
+    async def write() -> None:
+        nonlocal written
+        async with pool.acquire() as connection:
+            while (passed := time.perf_counter() - begun) < seconds:
+                if written > passed * 2000:
+                    await asyncio.sleep(0.001)
+                    continue
+                written += 1
+                await connection.execute(PUT, "one0", f"s{written}")
+
+    await asyncio.gather(*(write() for _ in range(4)))
+    took = time.perf_counter() - begun
+    newest = await pool.fetchval("SELECT revision FROM config_heads WHERE agent_name = 'one0'")
+    waited = time.perf_counter()
+    while (not seen or seen[-1] != newest) and time.perf_counter() - waited < 30:
+        await asyncio.sleep(0.01)
+    await subscription.unsubscribe()
+    return {
+        "storm_updates_per_s": round(written / took),
+        "storm_last_revision_reached": float(bool(seen) and seen[-1] == newest),
+        "storm_went_back": float(seen != sorted(seen)),
+        "storm_settled_s": round(time.perf_counter() - waited, 3),
+    }
+
+
+async def herd(pool: asyncpg.Pool, nc: nats.NATS, agents: int) -> float:
+    """Seconds from the commit of one `*` update until all agents have applied it."""
+    applied: set[str] = set()
+    all_applied = asyncio.Event()
+
+    async def on_live(message) -> None:
+        applied.add(orjson.loads(message.data)[0])
+        if len(applied) >= agents:
+            all_applied.set()
+
+    subscription = await nc.subscribe("bench.live", cb=on_live)
+    await pool.execute(PUT.replace("'n'", "'g'"), "*", str(time.time()))
+    begun = time.perf_counter()
+    await asyncio.wait_for(all_applied.wait(), 60)
+    took = time.perf_counter() - begun
+    await subscription.unsubscribe()
+    return took
+
+
+def reads() -> float:
+    """Nanoseconds of one `get_setting`."""
+    config = AgentConfig.from_row({"max_iterations": "5"}, agent_name="a", settings_model=DurableAgentSettings)
+    return min(timeit.repeat(lambda: config.get_setting("max_iterations"), number=100_000)) * 10_000
+
+
+async def main() -> None:
+    results: dict[str, float] = {"get_setting_ns": round(reads())}
+    with tempfile.TemporaryDirectory(prefix="perdure-bench-") as folder:
+        home = Path(folder)
+        postgres, nats_server, redis = PostgresServer(home), NatsServer(home), RedisServer(home)
+        await asyncio.gather(postgres.start(), nats_server.start(), redis.start())
+        processes = []
+        try:
+            settings = Settings(database_url=postgres.url, nats_url=nats_server.url, redis_url=redis.url)
+            await migrate(settings)
+            environment = {**os.environ, "NATS_URL": nats_server.url, "DATABASE_URL": postgres.url}
+            environment |= {"REDIS_URL": redis.url, "PERDURE_LOG_LEVEL": "error", "PYTHONPATH": str(ROOT)}
+            nc = await nats.connect(nats_server.url)
+            ready: asyncio.Queue[bytes] = asyncio.Queue()
+
+            async def on_ready(message) -> None:
+                ready.put_nowait(message.data)
+
+            await nc.subscribe("bench.ready", cb=on_ready)
+            processes.append(await start(environment, "-m", "config_manager"))
+            processes.append(await start(environment, "benchmarks/config/agents.py", "1", "one"))
+            await asyncio.wait_for(ready.get(), 60)
+            pool = await asyncpg.create_pool(postgres.url, min_size=6, max_size=8)
+            results |= await latency(pool, nc)
+            ratios = []
+            for _ in range(5):
+                get, echo = await rate(nc, "config.get.one0"), await rate(nc, "bench.echo")
+                ratios.append((get / echo, get, echo))
+            ratio, get, echo = sorted(ratios)[2]
+            results |= {"get_per_s": round(get), "echo_per_s": round(echo), "get_to_echo": round(ratio, 3)}
+            results |= await storm(pool, nc, float(os.environ.get("PERDURE_BENCH_STORM", "10")))
+            herds = [start(environment, "benchmarks/config/agents.py", "250", f"herd{n}-") for n in range(4)]
+            processes.extend(await asyncio.gather(*herds))
+            for _ in range(4):
+                await asyncio.wait_for(ready.get(), 120)
+            results["herd_1000_s"] = round(statistics.median([await herd(pool, nc, 1000) for _ in range(5)]), 3)
+            await nc.close()
+            await pool.close()
+        finally:
+            for process in processes:
+                process.terminate()
+            await asyncio.gather(*(process.wait() for process in processes))
+            await asyncio.gather(postgres.stop(), nats_server.stop(), redis.stop())
+    for name, value in results.items():
+        out.print(f"{name:30} {value}")
+    RESULTS.parent.mkdir(exist_ok=True)
+    RESULTS.write_bytes(orjson.dumps(results, option=orjson.OPT_INDENT_2))
+
+
+if __name__ == "__main__":
+    asyncio.run(main())
