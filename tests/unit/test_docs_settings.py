@@ -10,6 +10,7 @@ import pytest
 from packaging.requirements import Requirement
 from pydantic_core import PydanticUndefined
 
+from perdure.agent.settings import AgentSettings
 from perdure.client.types import TERMINAL_EVENTS
 from perdure.config.keys import DurableAgentSettings
 from perdure.errors import API_ERRORS, RunFailed
@@ -56,7 +57,9 @@ def test_every_variable_that_is_named_is_read_by_something(page: Path):
 
 
 def test_the_reference_of_configuration_lists_every_key_of_a_durable_agent():
-    text = section(REFERENCE / "configuration.md", "Keys that every DurableAgent understands")
+    text, _, more = section(REFERENCE / "configuration.md", "Keys that every DurableAgent understands").partition("###")
+    named = {key for row in rows(more) for key in re.findall(r"\w+", row[0])}
+    assert named <= set(AgentSettings.model_fields) - set(DurableAgentSettings.model_fields)
     assert [row[0] for row in rows(text)] == list(DurableAgentSettings.model_fields)
     provider = next(row[1] for row in rows(text) if row[0] == "llm_provider")
     assert set(re.findall(r"[a-z]+", provider)) >= {*PROVIDERS, "offline"}
