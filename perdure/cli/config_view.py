@@ -83,7 +83,8 @@ def applied_line(body: Mapping[str, Any]) -> str:
     who = f"{escape(body['agent_name'])} [dim]{escape(body['instance_id'])}[/]"
     colour = "green" if body["status"] == "applied" and not body["errors"] else "yellow"
     why = "".join(f"\n    {escape(key)}: {escape(str(text))}" for key, text in body["errors"].items())
-    return f"{_now()}   {who} revision {body['revision']} [{colour}]{body['status']}[/]{why}"
+    restart = f" [yellow]restart needed for {escape(', '.join(body['restart']))}[/]" if body.get("restart") else ""
+    return f"{_now()}   {who} revision {body['revision']} [{colour}]{body['status']}[/]{restart}{why}"
 
 
 def rollouts(agent: str, found: list[dict[str, Any]]) -> Table:

@@ -10,9 +10,8 @@ import asyncio
 import random
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
-from typing import Any, Final
+from typing import Final
 
-import orjson
 import structlog
 from nats import errors as nats_errors
 from nats.aio.client import Client
@@ -23,10 +22,11 @@ from redis.asyncio import Redis
 
 from perdure import subjects
 from perdure.bus.wire import request
+from perdure.config.applied import Applied
 from perdure.config.fetch import Fetched, fetch, read_reply
 from perdure.config.last_known_good import LastKnownGood
 from perdure.config.messages import ConfigUpdate
-from perdure.config.schema import schema_of
+from perdure.config.schema import restart_only, schema_of
 from perdure.config.snapshot import AgentConfig
 from perdure.errors import ApiError, SetupError, Unavailable
 from perdure.settings import Settings
@@ -64,15 +64,17 @@ class ConfigClient:
         self._instance = instance_id
         self._model = settings_model
         self._on_change = on_change
+        self._applied = Applied(nats, agent_name, instance_id)
         self._last_known_good = LastKnownGood(redis, agent_name)
         self._snapshot: AgentConfig | None = None
         self._schema_known = False
+        self._restart_only = restart_only(settings_model)
+        self._waiting: set[str] = set()  # restart-only keys that have another value by now
         self._wanted = 0
         self._heard: ConfigUpdate | None = None
         self._look = asyncio.Event()
         self._subscription: Subscription | None = None
         self._asked: Subscription | None = None
-        self._last_told = b""
         self._task: asyncio.Task[None] | None = None
 
     @property
@@ -91,7 +93,7 @@ class ConfigClient:
         """
         self._subscription = await self._nats.subscribe(subjects.CONFIG_UPDATE, cb=self._told)
         await self._publish_schema()
-        self._asked = await self._nats.subscribe(subjects.config_state(self._agent), cb=self._tell_state)
+        self._asked = await self._nats.subscribe(subjects.config_state(self._agent), cb=self._applied.answer)
         found = await self._first(patience)
         saved = await self._last_known_good.load()
         rows, revision = (found.values, found.revision) if found else saved or ({}, 0)
@@ -234,15 +236,22 @@ class ConfigClient:
         return found if found.revision >= least else None
 
     def _differs(self, values: Mapping[str, str]) -> bool:
-        held = self.snapshot.held
         known = self.snapshot.values
-        return any(values.get(key) != known.get(key) for key in {*values, *known} if key not in held)
+        passed_over = self.snapshot.held.keys() | self._restart_only
+        return any(values.get(key) != known.get(key) for key in {*values, *known} - passed_over)
+
+    def _until_restart(self, values: Mapping[str, str]) -> dict[str, str]:
+        """`values` with the restart-only keys as this process began with them."""
+        known = self.snapshot.values
+        self._waiting = {key for key in self._restart_only if values.get(key) != known.get(key)}
+        kept = {key: text for key, text in values.items() if key not in self._waiting}
+        return kept | {key: known[key] for key in self._waiting if key in known}
 
     async def _apply(self, found: Fetched, update: ConfigUpdate | None) -> None:
         before = self.snapshot
         try:
             made = AgentConfig.from_row(
-                found.values,
+                self._until_restart(found.values),
                 agent_name=self._agent,
                 revision=found.revision,
                 settings_model=self._model,
@@ -276,30 +285,5 @@ class ConfigClient:
     async def _keep(self) -> None:
         await self._last_known_good.save(self.snapshot)
 
-    async def _tell_state(self, message: Msg) -> None:
-        if message.reply and self._last_told:
-            await self._nats.publish(message.reply, self._last_told)
-
     async def _tell_applied(self, errors: Mapping[str, str], *, rejected: bool = False) -> None:
-        snapshot = self.snapshot
-        for key, why in snapshot.held.items():
-            log.warning(
-                "a bad value is held back",
-                action="config.held",
-                agent=self._agent,
-                key=key,
-                revision=snapshot.revision,
-                why=why,
-            )
-        body: dict[str, Any] = {
-            "agent_name": self._agent,
-            "instance_id": self._instance,
-            "revision": snapshot.revision,
-            "status": "rejected" if rejected or snapshot.held else "applied",
-            "errors": {**snapshot.held, **errors},
-        }
-        try:
-            self._last_told = orjson.dumps(body)
-            await self._nats.publish(subjects.config_applied(self._agent), self._last_told)
-        except nats_errors.Error as error:
-            log.info("config.applied was not sent", action="config.applied_lost", error=str(error))
+        await self._applied.tell(self.snapshot, errors, waiting=self._waiting, rejected=rejected)

@@ -37,6 +37,16 @@ def schema_of(model: type[BaseModel]) -> dict[str, Any]:
     return schema
 
 
+def restart_only(model: type[BaseModel] | None) -> frozenset[str]:
+    """The keys that `model` declares as read at the start alone: `json_schema_extra={"live": False}`."""
+    fields = {} if model is None else model.model_fields
+    return frozenset(
+        key
+        for key, field in fields.items()
+        if isinstance(field.json_schema_extra, dict) and field.json_schema_extra.get("live") is False
+    )
+
+
 def hash_of_schema(schema: Mapping[str, Any]) -> str:
     """The same for equal schemas: 32 hex digits."""
     return hashlib.sha256(orjson.dumps(schema, option=orjson.OPT_SORT_KEYS)).hexdigest()[:32]

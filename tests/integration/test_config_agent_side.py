@@ -228,3 +228,21 @@ async def test_a_message_that_is_no_update_is_passed_over(settings, nc, redis) -
         state |= {"revision": 2, "values": {"k": "2"}}
         await say(nc, 2)
         await eventually(lambda: agent.snapshot.get_setting("k") == "2")
+
+
+async def test_a_restart_only_key_keeps_its_value_until_the_restart_and_says_so(settings, nc, redis, pool) -> None:
+    class Own(BaseModel):
+        port: int = Field(1, json_schema_extra={"live": False})
+        role: str = ""
+
+    applied = await messages(nc, "config.applied.assistant")
+    async with manager(settings):
+        async with following(nc, redis, settings, model=Own) as agent:
+            async with pool.acquire() as connection, connection.transaction():
+                await connection.execute(PUT, "assistant", "port", "2")
+                await connection.execute(PUT, "assistant", "role", "new")
+            await eventually(lambda: agent.snapshot.get_setting("role") == "new")
+            assert agent.snapshot.get_setting("port") == 1
+            await eventually(lambda: applied[-1].get("restart") == ["port"])
+        async with following(nc, redis, settings, model=Own) as agent:
+            assert agent.snapshot.get_setting("port") == 2
