@@ -20,7 +20,7 @@ from perdure.engine.runs import new_start
 from perdure.engine.steps import StepCall, TransactionCall
 from perdure.engine.values import Now, Random, Uuid
 from perdure.engine.waits import AdoptCall, ChildCall, RecordCall, SignalCall, SleepCall, one_line, seconds_of
-from perdure.errors import RunContinued
+from perdure.errors import RunContinued, WorkflowMisuse
 
 if TYPE_CHECKING:
     from perdure.config.snapshot import AgentConfig
@@ -127,7 +127,7 @@ class Context(StepInjected):
             raise TypeError(f"step {name!r} takes a function; give {type(fn).__name__}'s function, not its result")
         return StepCall(
             execution,
-            execution.branch(),
+            execution.line(),
             name,
             identity(name, args, kwargs),
             fn,
@@ -214,6 +214,11 @@ class Context(StepInjected):
         branch = execution.branch()
         wait = None if timeout is None else seconds_of(timeout, what=f"timeout of call to {agent!r}")
         target = subjects.agent_name(agent)
+        if session_id is not None and (target, session_id) == (self.agent_name, self.session_id):
+            raise WorkflowMisuse(
+                f"this run is a turn of session {session_id!r}, and waits here for a later turn of its own session, "
+                "which begins when this one has ended. Leave out session_id, or use ctx.start."
+            )
         digest = identity(target, (task, workflow, run_id, session_id), {})
         call = ChildCall(
             execution,

@@ -32,6 +32,11 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger(__name__)
 
+_OUTSIDE = (
+    "ctx was used outside of its workflow's own line (in an asyncio task, a thread or a step). "
+    "Use ctx.gather(...) for parallel work, and a step's own arguments and results inside a step."
+)
+
 _current: ContextVar[Branch | None] = ContextVar("perdure_branch", default=None)
 
 
@@ -237,14 +242,18 @@ class Execution:
 
     def branch(self) -> Branch:
         """The branch that calls. Raises `WorkflowMisuse` outside of one, and `RunSuspended` once the run has left."""
+        branch = self.line()
+        if _this_task() is not branch.task:
+            raise WorkflowMisuse(_OUTSIDE)
+        return branch
+
+    def line(self) -> Branch:
+        """The same without asking which task calls: for a call that asks when it is awaited (it is the hot path)."""
         branch = _current.get()
         if self.closed:
             raise RunSuspended
-        if branch is None or branch.execution is not self or _this_task() is not branch.task:
-            raise WorkflowMisuse(
-                "ctx was used outside of its workflow's own line (in an asyncio task, a thread or a step). "
-                "Use ctx.gather(...) for parallel work, and a step's own arguments and results inside a step."
-            )
+        if branch is None or branch.execution is not self:
+            raise WorkflowMisuse(_OUTSIDE)
         if branch.in_step:
             raise WorkflowMisuse("ctx was used inside a step. Use it in the workflow; a step takes a StepContext.")
         return branch

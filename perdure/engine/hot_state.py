@@ -1,6 +1,6 @@
 """The newest state of runs in Redis, for pages and for readers while Postgres is away. A cache: nothing relies on it.
 
-Changes are coalesced: however often a run moves, Redis hears of it at most every 50 ms, in one command.
+Changes are coalesced: however often a run moves, Redis hears of it at most four times a second, in one command.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from redis.exceptions import RedisError
 log = structlog.get_logger(__name__)
 
 KEEP_FOR = 24 * 3600  # seconds
-PAUSE = 0.05
+PAUSE = 0.25
 
 
 def key_of(run_id: str) -> str:
