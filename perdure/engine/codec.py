@@ -52,14 +52,39 @@ def encode(value: Any, *, what: str) -> str:
         text = orjson.dumps(value, default=_portable, option=_OPTIONS).decode()
     except (TypeError, RecursionError, UnicodeError) as error:
         raise TypeError(_blame(value, what) or f"{what} cannot travel as JSON: {error}") from error
-    if "null" in text and (blame := _blame(value, what)):
-        raise TypeError(blame)  # orjson writes NaN as null, which would come back as None
+    _refuse_nan(value, text, what)
     return text
 
 
 def decode(text: str | bytes | None) -> Any:
     """The JSON value of `text`; `None` for no text."""
     return None if text is None else orjson.loads(text)
+
+
+def _refuse_nan(value: Any, text: str, what: str) -> None:
+    """NaN is written as null, which would come back as `None`."""
+    if "null" in text and (path := _not_finite(value, what)):
+        raise TypeError(f"{path}, which JSON cannot carry")
+
+
+def _not_finite(value: Any, path: str, depth: int = 0) -> str | None:
+    if isinstance(value, float):
+        return None if math.isfinite(value) else f"{path} is {value}"
+    if depth > 200:
+        return None
+    return next((said for name, item in _parts(value, path) if (said := _not_finite(item, name, depth + 1))), None)
+
+
+def _parts(value: Any, path: str) -> list[tuple[str, Any]]:
+    if isinstance(value, BaseModel):
+        return [(f"{path}.{name}", item) for name, item in value]
+    if is_dataclass(value) and not isinstance(value, type):
+        return [(f"{path}.{field.name}", getattr(value, field.name)) for field in fields(value)]
+    if isinstance(value, Mapping):
+        return [(f"{path}.{key}", item) for key, item in value.items()]
+    if isinstance(value, list | tuple | set | frozenset):
+        return [(f"{path}[{index}]", item) for index, item in enumerate(value)]
+    return []
 
 
 def _blame(value: Any, path: str, depth: int = 0) -> str | None:
@@ -75,21 +100,16 @@ def _blame(value: Any, path: str, depth: int = 0) -> str | None:
         return None if value.isascii() or _encodable(value) else f"{path} is text that is not valid Unicode"
     if value is None or isinstance(value, bool | date | time | timedelta | Decimal | UUID | PurePath | Enum):
         return None
-    children: list[tuple[str, Any]]
     if isinstance(value, BaseModel):
         return None
-    if is_dataclass(value) and not isinstance(value, type):
-        children = [(f"{path}.{field.name}", getattr(value, field.name)) for field in fields(value)]
-    elif isinstance(value, Mapping):
-        children = [(f"{path}.{key}", item) for key, item in value.items()]
-    elif isinstance(value, list | tuple | set | frozenset):
-        children = [(f"{path}[{index}]", item) for index, item in enumerate(value)]
-    else:
+    if not isinstance(value, Mapping | list | tuple | set | frozenset) and (
+        not is_dataclass(value) or isinstance(value, type)
+    ):
         return (
             f"{path} is a {type(value).__name__}, which cannot travel as JSON; "
             "return plain data, a dataclass or a pydantic model"
         )
-    return next((said for name, item in children if (said := _blame(item, name, depth + 1))), None)
+    return next((said for name, item in _parts(value, path) if (said := _blame(item, name, depth + 1))), None)
 
 
 def _encodable(text: str) -> bool:
@@ -116,9 +136,11 @@ class ResultType:
         if isinstance(value, float | list | dict):
             return encode(value, what=what)  # plain data: no model in between can lose a field
         try:
-            return self._adapter.dump_json(value, warnings="error").decode()
+            text = self._adapter.dump_json(value, warnings="error").decode()
         except (ValueError, TypeError):
             return encode(value, what=what)
+        _refuse_nan(value, text, what)
+        return text
 
     def decode(self, text: str | None, *, what: str) -> Any:
         """The value of `text` in the declared type. Raises `TypeError` when it does not fit."""
@@ -139,7 +161,7 @@ def _hashable(value: Any) -> Any:
     """Arguments only take part in a hash, so what cannot travel stands for itself by its type."""
     try:
         return _portable(value)
-    except TypeError:
+    except (TypeError, ValueError):  # pydantic's serialization errors are ValueErrors
         return f"<{type(value).__module__}.{type(value).__qualname__}>"
 
 
@@ -148,8 +170,22 @@ def identity(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> str:
     try:
         text = orjson.dumps((name, args, kwargs), default=_hashable, option=_HASH_OPTIONS)
     except (TypeError, UnicodeError):
-        text = repr((name, [_hashable(arg) for arg in args], sorted(kwargs))).encode("utf-8", "backslashreplace")
+        text = repr(_canonical((name, args, kwargs))).encode("utf-8", "backslashreplace")
     return blake2b(text, digest_size=12).hexdigest()
+
+
+def _canonical(value: Any, depth: int = 0) -> Any:
+    """What `repr` writes the same way in every process: no addresses, no order of a set."""
+    if value is None or isinstance(value, str | int | float | bytes) or depth > 100:
+        return value if depth <= 100 else "<deep>"
+    if isinstance(value, set | frozenset):
+        return sorted(repr(_canonical(item, depth + 1)) for item in value)
+    if isinstance(value, list | tuple):
+        return [_canonical(item, depth + 1) for item in value]
+    if isinstance(value, Mapping):
+        return sorted((repr(_canonical(key, depth + 1)), _canonical(item, depth + 1)) for key, item in value.items())
+    found = _hashable(value)
+    return found if isinstance(found, str) else _canonical(found, depth + 1)
 
 
 def short_hash(*parts: str) -> str:

@@ -138,7 +138,7 @@ def _describe(function: Callable[..., Any]) -> StepFunction:
     return StepFunction(is_async, injected, result)
 
 
-_described: dict[Any, StepFunction] = {}
+_described: dict[Any, tuple[Any, StepFunction]] = {}
 
 
 def step_function(function: Callable[..., Any]) -> StepFunction:
@@ -146,9 +146,11 @@ def step_function(function: Callable[..., Any]) -> StepFunction:
     key = getattr(function, "__code__", None) or getattr(getattr(function, "__func__", None), "__code__", None)
     if key is None:
         return _describe(function)
+    # Functions that one factory makes share their code, not always their annotations.
+    hints = getattr(function, "__annotations__", None)
     known = _described.get(key)
-    if known is None:
+    if known is None or known[0] != hints:
         if len(_described) > 10_000:
             _described.clear()  # code made at run time must not grow memory without end
-        known = _described[key] = _describe(function)
-    return known
+        known = _described[key] = (hints, _describe(function))
+    return known[1]
