@@ -10,12 +10,15 @@ from pydantic import BaseModel, TypeAdapter
 from perdure import subjects
 from perdure.agent.background import background_workflow, workflow_name
 from perdure.agent.base import BaseAgent
+from perdure.agent.companions import Companions
+from perdure.agent.delegation import agent_tool, handoff_tool
 from perdure.agent.hooks import HookChain, Hooks
 from perdure.agent.model import AgentModel
 from perdure.agent.persona import Persona
 from perdure.agent.session import Sessions
 from perdure.agent.settings import AgentSettings, settings_with_tools
-from perdure.agent.tools import Tool, as_tools
+from perdure.agent.sources import Toolbox
+from perdure.agent.tools import Tool
 from perdure.agent.turn import Turn
 from perdure.config.snapshot import AgentConfig
 from perdure.engine import Context, WorkflowDefinition, define_workflow, workflow
@@ -30,7 +33,8 @@ class DurableAgent(BaseAgent):
     `instructions` and `style_guidelines` are a text or a list of texts. `tools` are functions, `@tool`s or agents.
     `model` is a model's name (`gpt-5`, `groq/llama-3.3-70b`) or an object with `complete(request)`; None leaves it to
     the configuration and the environment. `output_type` is a type the answer must have (a pydantic model, …). `hooks`
-    are asked before and after model and tool calls. `max_iterations` bounds the model calls of a turn: the last one
+    are asked before and after model and tool calls. `handoffs` are agents that the model may let answer in its place.
+    `max_iterations` bounds the model calls of a turn: the last one
     must answer. `history_max_messages` are the messages of a conversation that the model is shown. A subclass may give
     all of these as class attributes.
 
@@ -56,6 +60,7 @@ class DurableAgent(BaseAgent):
         parallel_tools: bool = True,
         stream: bool = True,
         hooks: Sequence[Hooks] = (),
+        handoffs: Sequence[BaseAgent | str] = (),
     ) -> None:
         if isinstance(name, str):
             self.name = subjects.agent_name(name)
@@ -76,7 +81,9 @@ class DurableAgent(BaseAgent):
             system_prompt=given["system_prompt"],
             style_guidelines=given["style_guidelines"],
         )
-        self.toolbox: dict[str, Tool] = as_tools(given["tools"] or ())
+        handed = [handoff_tool(one) for one in handoffs]
+        self.toolbox = Toolbox([*(given["tools"] or ()), *handed])
+        self._companions = Companions(one.agent for one in self.toolbox.own.values() if one.agent is not None)
         self.model = AgentModel(self.name, given["model"])
         self.output: TypeAdapter[Any] | None = (
             None if given["output_type"] is None else TypeAdapter(given["output_type"])
@@ -87,7 +94,7 @@ class DurableAgent(BaseAgent):
         self.stream = stream
         self.sessions = Sessions(self.name)
         self.hooks = HookChain(hooks)
-        if self.Settings is not None:
+        if self.Settings is not None and not self.toolbox.sources:
             # a key that names a tool which this agent does not have is held, like any other bad value
             self.Settings = settings_with_tools(self.Settings, self.toolbox)  # type: ignore[misc]
 
@@ -99,7 +106,7 @@ class DurableAgent(BaseAgent):
     def workflows(self) -> Mapping[str, WorkflowDefinition]:
         """`run`, those of a subclass, and one for each background tool."""
         found = dict(super().workflows())
-        for one in self.toolbox.values():
+        for one in self.toolbox.own.values():
             if one.background:
                 name = workflow_name(one.name)
                 found[name] = define_workflow(background_workflow(self, one), name=name)
@@ -115,6 +122,19 @@ class DurableAgent(BaseAgent):
         assert isinstance(own.settings, AgentSettings)  # noqa: S101  (every key has a default)
         return own.settings
 
+    def as_tool(self, **options: Any) -> Tool:
+        """The agent as a tool of another: each call is a durable child run. `options` are those of `agent_tool`."""
+        return agent_tool(self, **options)
+
+    async def on_start(self) -> None:
+        """Start the tool sources and the agents that this one calls."""
+        for source in self.toolbox.sources:
+            await source.start()
+        await self._companions.start(self.resources)
+
     async def on_stop(self) -> None:
-        """Close the connections to the models."""
+        """Stop them, and close the connections to the models."""
+        await self._companions.stop()
+        for source in self.toolbox.sources:
+            await source.stop()
         await self.model.close()

@@ -6,6 +6,7 @@ import inspect
 import re
 import types
 import typing
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -29,29 +30,62 @@ class ToolArgumentsError(PerdureError):
     """The model's arguments do not fit the tool; the text is written for the model."""
 
 
-@dataclass(frozen=True, slots=True)
-class Signature:
-    """What the model is told of a function, and how its arguments get back."""
+@dataclass(frozen=True)
+class Signature(ABC):
+    """What the model is told of a tool, and how its arguments get back; `injected` are the engine's to fill."""
 
     description: str
     parameters: dict[str, Any]
-    fields: Mapping[str, str]  # of the pydantic model -> of the function
-    model: type[BaseModel]
     injected: Mapping[str, Injected]
 
+    @abstractmethod
     def bind(self, arguments: str) -> dict[str, Any]:
         """The keyword arguments in `arguments`, a JSON object as text. Raises `ToolArgumentsError`."""
-        try:
-            document = orjson.loads(arguments or "{}")
-        except orjson.JSONDecodeError as error:
-            raise ToolArgumentsError(f"the arguments are not valid JSON ({error}); send one JSON object") from None
-        if not isinstance(document, dict):
-            raise ToolArgumentsError("the arguments must be one JSON object")
+
+
+@dataclass(frozen=True)
+class FunctionSignature(Signature):
+    """The signature of a Python function; `fields` are those of `model` by the function's parameters."""
+
+    fields: Mapping[str, str]
+    model: type[BaseModel]
+
+    def bind(self, arguments: str) -> dict[str, Any]:
+        """The keyword arguments, validated and typed."""
+        document = json_object(arguments)
         try:
             filled = self.model.model_validate(document)
         except ValidationError as error:
             raise ToolArgumentsError(f"the arguments do not fit: {_told(error)}") from None
         return {name: getattr(filled, field) for field, name in self.fields.items()}
+
+
+@dataclass(frozen=True)
+class SchemaSignature(Signature):
+    """The signature of a tool that somebody else described by a JSON Schema, and will check himself."""
+
+    def bind(self, arguments: str) -> dict[str, Any]:
+        """`{"arguments": object}`; only what is missing or too much is found here."""
+        document = json_object(arguments)
+        missing = [name for name in self.parameters.get("required") or [] if name not in document]
+        if missing:
+            raise ToolArgumentsError(f"the arguments do not fit: {', '.join(missing)}: Field required")
+        known = self.parameters.get("properties") or {}
+        extra = sorted(set(document) - set(known)) if self.parameters.get("additionalProperties") is False else []
+        if extra:
+            raise ToolArgumentsError(f"the arguments do not fit: {', '.join(extra)}: Extra inputs are not permitted")
+        return {"arguments": document}
+
+
+def json_object(text: str) -> dict[str, Any]:
+    """The JSON object in a model's text. Raises `ToolArgumentsError`."""
+    try:
+        document = orjson.loads(text or "{}")
+    except orjson.JSONDecodeError as error:
+        raise ToolArgumentsError(f"the arguments are not valid JSON ({error}); send one JSON object") from None
+    if not isinstance(document, dict):
+        raise ToolArgumentsError("the arguments must be one JSON object")
+    return document
 
 
 def _told(error: ValidationError) -> str:
@@ -120,7 +154,7 @@ def _resolve(hint: Any, function: Callable[..., Any], names: Mapping[str, Any], 
         raise TypeError(f"{blame}: the hint {hint!r} cannot be resolved: {error}") from error
 
 
-def read_signature(function: Callable[..., Any], name: str, local_names: Mapping[str, Any]) -> Signature:
+def read_signature(function: Callable[..., Any], name: str, local_names: Mapping[str, Any]) -> FunctionSignature:
     """Describe `function` for a model. Raises `TypeError` naming the tool and the parameter that has no schema."""
     description, told = parse_docstring(function.__doc__)
     fields: dict[str, Any] = {}
@@ -155,7 +189,7 @@ def read_signature(function: Callable[..., Any], name: str, local_names: Mapping
         names[field] = parameter.name
     model = create_model(f"{name}_arguments", __config__=ConfigDict(extra="forbid"), **fields)
     parameters = _schema_of(model)
-    return Signature(description, parameters, names, model, injected)
+    return FunctionSignature(description, parameters, injected, names, model)
 
 
 def _schema_of(model: type[BaseModel]) -> dict[str, Any]:

@@ -36,6 +36,7 @@ class Tool:
         retry: Retry | None = None,
         idempotent: bool = True,
         local_names: Mapping[str, Any] | None = None,
+        signature: Signature | None = None,
     ) -> None:
         self.name: str = name or getattr(function, "__name__", "") or type(function).__name__
         if not _NAME.fullmatch(self.name):
@@ -45,11 +46,13 @@ class Tool:
         if timeout is not None and timeout <= 0:
             raise ValueError(f"tool {self.name!r}: timeout must be more than 0 seconds, not {timeout}")
         self.function = function
-        self.signature: Signature = read_signature(function, self.name, local_names or {})
+        self.signature: Signature = signature or read_signature(function, self.name, local_names or {})
         self.description = description or self.signature.description or self.name.replace("_", " ")
         injected = set(self.signature.injected.values())
         if injected == {"ctx", "step"}:
             raise TypeError(f"tool {self.name!r} takes a Context and a StepContext; the Context alone can do both")
+        self.agent: Any = None  # the agent behind the tool, when it is one of this program
+        self.handoff: str | None = None  # the agent that answers in this one's place
         self.background = background
         self.wake = wake
         self.requires_approval = requires_approval

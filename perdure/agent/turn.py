@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final
 
+import orjson
 import structlog
 
 from perdure.agent.asking import Spent, ask, check_budget
 from perdure.agent.calling import run_calls
+from perdure.agent.handoff import CONTEXT, hand_over, target_of
 from perdure.agent.session import Opened, dump
 from perdure.agent.settings import AgentSettings
 from perdure.agent.structured import Structured
+from perdure.agent.tool_calls import failed_with
 from perdure.agent.tools import Tool
 from perdure.engine import Context
-from perdure.errors import InvalidRequest, PermanentError
+from perdure.engine.codec import short_hash
+from perdure.errors import InvalidRequest, PermanentError, RunFailed
 from perdure.llm.types import Message, ModelReply, ToolRequest
 from perdure.store.postgres import Connection
 
@@ -43,6 +48,12 @@ def read_prompt(task: Any) -> Any:
     return prompt
 
 
+def read_notes(task: Any) -> list[str]:
+    """What another agent, handing over, says of the conversation so far."""
+    context = task.get(CONTEXT) if isinstance(task, Mapping) else None
+    return [f"What was said before you took over:\n{context}"] if isinstance(context, str) and context else []
+
+
 class Turn:
     """What one run of a `DurableAgent` does. All it knows comes from the journal, so that a replay is the same."""
 
@@ -52,14 +63,14 @@ class Turn:
         self.session = ctx.session_id or ctx.run_id
         self.prompt = read_prompt(task)
         self.said: list[Message] = []  # since the turn was opened
-        self.notes: list[str] = []  # lines of the system prompt that are this turn's alone
+        self.notes = read_notes(task)  # lines of the system prompt that are this turn's alone
         self.spent = Spent()
         self.structured = Structured(agent.output) if agent.output is not None else None
         self._told = Spent()  # the part of `spent` that is in the session's row
 
-    def tools(self, live: AgentSettings) -> dict[str, Tool]:
+    def tools(self, live: AgentSettings) -> Mapping[str, Tool]:
         """The tools that the model may see."""
-        toolbox = self.agent.toolbox
+        toolbox = dict(self.agent.toolbox)
         if live.tools_enabled is None:
             return toolbox
         return {name: toolbox[name] for name in live.tools_enabled if name in toolbox}
@@ -80,14 +91,14 @@ class Turn:
             reply = await ask(self, opened, live, iteration, last=last)
             self.spent.add(reply)
             if reply.tool_calls and not last:
-                calls, results = await run_calls(self, live, reply, iteration)
-                messages = [assistant(reply, calls)]
-                messages += [
-                    {"role": "tool", "tool_call_id": call.id, "content": result.content}
-                    for call, result in zip(calls, results, strict=True)
-                ]
-                self.said += messages
-                await self.append(messages, close=False)
+                handed = target_of(self, live, reply.tool_calls)
+                if handed is not None:
+                    done, output = await self._hand_over(opened, reply, *handed)
+                    if done:
+                        return output
+                else:
+                    calls, results = await run_calls(self, live, reply, iteration)
+                    await self._tell(reply, calls, [result.content for result in results])
             else:
                 done, output = await self._answer(reply, last=last)
                 if done:
@@ -128,6 +139,28 @@ class Turn:
         texts = [dump(message) for message in messages]
         first = await self.ctx.transaction("close turn" if close else "append", append, self.session, texts, close)
         agent.sessions.remember(self.session, first, messages)
+
+    async def _tell(self, reply: ModelReply, calls: Sequence[ToolRequest], results: Sequence[str]) -> None:
+        messages = [assistant(reply, calls)]
+        messages += [
+            {"role": "tool", "tool_call_id": call.id, "content": content}
+            for call, content in zip(calls, results, strict=True)
+        ]
+        self.said += messages
+        await self.append(messages, close=False)
+
+    async def _hand_over(self, opened: Opened, reply: ModelReply, call: ToolRequest, target: str) -> tuple[bool, Any]:
+        """Let another agent answer; `(False, None)` when it cannot, which the model is told."""
+        call = replace(call, id=f"call_{short_hash(self.ctx.run_id, str(len(self.said)))}")
+        try:
+            output = await hand_over(self, opened, target)
+        except RunFailed as error:
+            await self._tell(reply, [call], [failed_with(error).content])
+            return False, None
+        await self._tell(reply, [call], [f"{target} answers"])
+        text = output if isinstance(output, str) else orjson.dumps(output).decode()
+        await self.append([{"role": "assistant", "content": text, "agent": target}], close=True)
+        return True, output
 
     async def _answer(self, reply: ModelReply, *, last: bool) -> tuple[bool, Any]:
         """`(True, output)`, or `(False, None)` when the answer has to be mended and the model is asked again."""
