@@ -50,6 +50,7 @@ CREATE TABLE runs (
   config_revision  bigint,
   config_hash      text,
   base_seq         bigint NOT NULL DEFAULT 0,            -- rows up to here belong to an earlier task (continue_as_new)
+  seq_floor        bigint NOT NULL DEFAULT 0,            -- seqs up to here were used, by an end that was taken back
   end_seq          bigint,                               -- seq of the terminal event
   dispatched_at    timestamptz NOT NULL DEFAULT now(),   -- the last wake-up sent for it
   created_at       timestamptz NOT NULL DEFAULT now(),

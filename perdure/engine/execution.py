@@ -113,7 +113,7 @@ class Execution:
         self.ready: deque[JournalRow] = deque(row for row in history if row.kind != "patch")
         self.history_left = len(self.ready)
         self.history_paths = {row.path for row in self.ready}
-        self.last_seq = history[-1].seq if history else run.base_seq
+        self.last_seq = max(history[-1].seq if history else run.base_seq, run.seq_floor)
         self._next_handover = self.last_seq + 1
         self._settled: dict[int, JournalRow | None] = {}
         self.taken: set[int] = set()  # the signals that calls of this execution have taken

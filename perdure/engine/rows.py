@@ -93,6 +93,7 @@ class ClaimedRun:
     cancel_reason: str | None
     started_at: datetime
     base_seq: int
+    seq_floor: int
 
 
 def claimed(agent_name: str, record: asyncpg.Record) -> ClaimedRun:
@@ -112,6 +113,7 @@ def claimed(agent_name: str, record: asyncpg.Record) -> ClaimedRun:
         cancel_reason=record["cancel_reason"],
         started_at=record["started_at"],
         base_seq=record["base_seq"],
+        seq_floor=record["seq_floor"],
     )
 
 

@@ -219,7 +219,7 @@ class Worker:
         """Execute a claimed run."""
         execution = Execution(self, run, self.workflows[run.workflow], history, config, snapshots, self.process_id)
         self.executions[run.run_id] = execution
-        if run.base_seq == 0 and not history:
+        if run.base_seq == 0 and run.seq_floor == 0 and not history:
             self.events.started(execution)
         if self._hot_state is not None:
             self._hot_state.note(run.run_id, run.agent_name, "running", execution.last_seq)

@@ -46,7 +46,7 @@ UPDATE runs SET
 FROM wanted WHERE runs.run_id = wanted.run_id
 RETURNING runs.run_id, runs.epoch, runs.workflow, runs.version, runs.session_id, runs.parent_run_id, runs.parent_path,
           runs.task, runs.attempts, runs.config_revision, runs.config_hash, runs.cancel_reason, runs.started_at,
-          runs.base_seq
+          runs.base_seq, runs.seq_floor
 
 -- name: history
 -- Read in a statement after the claim's: nothing can be added to these rows but by the new epoch.

@@ -93,7 +93,8 @@ SELECT agent_name, session_id FROM runs WHERE run_id = $1 FOR NO KEY UPDATE
 
 -- name: resume
 -- An ended turn that comes back goes to the end of its session's line: `turn` is drawn anew. One that had only stopped
--- keeps its place.
+-- keeps its place. The step that a run failed of is tried again, with all its attempts: its outcome is taken back, and
+-- the seqs that were used stay used.
 WITH target AS (
   SELECT run_id, agent_name, status FROM runs WHERE run_id = $1 FOR NO KEY UPDATE
 ), stopped AS (
@@ -103,10 +104,16 @@ WITH target AS (
   RETURNING runs.run_id
 ), ended AS (
   UPDATE runs SET status = 'pending', attempts = 0, error = NULL, dispatched_at = now(), finished_at = NULL,
-         end_seq = NULL, cancel_reason = NULL, parent_notified = FALSE, turn = DEFAULT
+         seq_floor = GREATEST(seq_floor, end_seq), end_seq = NULL, cancel_reason = NULL, parent_notified = FALSE, turn = DEFAULT
   FROM target
   WHERE runs.run_id = target.run_id AND target.status IN ('failed', 'dead')
   RETURNING runs.run_id
+), last AS (
+  SELECT path, kind, outcome FROM journal WHERE run_id = $1 ORDER BY seq DESC LIMIT 1
+), taken_back AS (
+  DELETE FROM journal USING ended, last
+  WHERE last.outcome = 'error' AND last.kind IN ('step', 'transaction')
+    AND journal.run_id = ended.run_id AND journal.path = last.path
 )
 SELECT target.agent_name, target.status,
        EXISTS (SELECT 1 FROM stopped) OR EXISTS (SELECT 1 FROM ended) AS woken
