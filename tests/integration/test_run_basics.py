@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 from perdure.agent.base import BaseAgent
-from perdure.engine import Context, Retry, workflow
+from perdure.engine import Context, workflow
 from tests.platform import in_process
 
 
