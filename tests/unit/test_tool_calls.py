@@ -10,8 +10,8 @@ import pytest
 from perdure.agent import tool_calls
 from perdure.agent.tool_calls import LONGEST_RESULT, content_of, failed_with, run_function
 from perdure.agent.tools import tool
-from perdure.errors import PermanentError, RetryableError
 from perdure.engine import Context
+from perdure.errors import PermanentError, RetryableError
 
 
 async def run(function, timeout=5.0, **kwargs):
