@@ -78,7 +78,7 @@ class Claims:
                     async with self._claiming:
                         if self._stopped:
                             return
-                        await self._claim(list(batch))
+                        others = await self._claim(list(batch))
                 except CONNECTION_ERRORS as error:
                     # Not acked: the claim may have committed all the same, so the audit looks first.
                     log.warning("claim failed", action="claim.failed", runs=len(batch), error=type(error).__name__)
@@ -87,9 +87,9 @@ class Claims:
                     self._wake.set()
                     await asyncio.sleep(0.2)
                     break
-                for messages in batch.values():
+                for run_id, messages in batch.items():
                     for message in messages:
-                        await self._worker.ack(message)
+                        await (self._worker.pass_on(message) if run_id in others else self._worker.ack(message))
 
     async def _audit(self) -> bool:
         """Give back the runs that the database says this process holds, and it does not: a claim's answer was lost."""
@@ -108,7 +108,8 @@ class Claims:
             return False
         return True
 
-    async def _claim(self, run_ids: list[str]) -> None:
+    async def _claim(self, run_ids: list[str]) -> set[str]:
+        """Claim what is ours; the runs whose version only other processes run."""
         worker = self._worker
         reach("claim.before")
         config, process_id = worker.newest_config(), worker.process_id
@@ -121,18 +122,29 @@ class Claims:
             worker.agent_name,
             config.hash,
             config.revision,
-            worker.offered(),
+            worker.offer.names,
+            worker.offer.versions,
+            worker.offer.hashes,
+            worker.offer.newest,
         )
         reach("claim.after")
         taken = [claimed(worker.agent_name, record) for record in records]
         histories = await self._histories([run for run in taken if run.epoch > 1 or run.base_seq > 0])
         snapshots = {config.hash: config, **await self._load_snapshots(taken, histories)}
         if worker.process_id != process_id:
-            return  # taken for lost in the meantime: what it claimed is given to others
+            return set()  # taken for lost in the meantime: what it claimed is given to others
         for run in taken:
             if run.run_id in worker.executions:
                 worker.executions[run.run_id].close()  # an earlier epoch of ours
             worker.begin(run, histories.get(run.run_id, []), snapshots[run.config_hash or config.hash], snapshots)
+        return await self._others(set(run_ids) - {run.run_id for run in taken})
+
+    async def _others(self, run_ids: set[str]) -> set[str]:
+        if not run_ids:
+            return set()
+        worker = self._worker
+        found = await worker.pool.fetch(worker.queries["offered_elsewhere"], list(run_ids), worker.process_id)
+        return {record["run_id"] for record in found}
 
     async def _histories(self, taken: list[ClaimedRun]) -> dict[str, list[JournalRow]]:
         if not taken:

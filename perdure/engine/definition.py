@@ -40,8 +40,9 @@ def workflow(
     """Mark `async def method(self, ctx, task)` as a workflow of its agent.
 
     `name` is what callers start (default: the function's name; `run` is the one started when none is named).
-    `version` is the author's word for the form of the code; a run that began under one version is only taken up by
-    code that offers it. Raises `TypeError` when the function is not async or takes other parameters.
+    `version` is the author's word for the form of the code: a run takes one at its first claim, keeps it, and is only
+    taken up by code that offers it. Several methods may carry one `name` with different versions; new runs take the
+    one that is defined last. Raises `TypeError` when the function is not async.
     """
 
     def mark(fn: Any) -> Any:
@@ -63,6 +64,7 @@ class WorkflowDefinition:
     result: ResultType
     task: ResultType
     source_hash: str
+    older: tuple[WorkflowDefinition, ...] = ()  # the earlier versions that runs in flight may still have
 
 
 def define_workflow(

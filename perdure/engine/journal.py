@@ -24,6 +24,8 @@ from perdure.store.postgres import Pool
 log = structlog.get_logger(__name__)
 T = TypeVar("T")
 
+STRANGE_TRIES = 5
+
 
 @dataclass(slots=True)
 class Journal:
@@ -158,13 +160,17 @@ class Journal:
 
 
 async def _patiently(commit: Callable[[], Awaitable[T]]) -> T:
-    """Commit, over lost connections and restarts, until Postgres has said what became of it."""
-    delay = 0.05
+    """Commit, over lost connections and restarts, until Postgres has said what became of it.
+
+    What is neither the database's word nor a known fault of the connection is tried again a few times, then raised.
+    """
+    delay, strange = 0.05, 0
     while True:
         try:
             return await commit()
-        except (*CONNECTION_ERRORS, asyncpg.PostgresError) as error:
-            if refuses(error):
+        except Exception as error:
+            strange += not isinstance(error, (*CONNECTION_ERRORS, asyncpg.PostgresError))
+            if refuses(error) or strange > STRANGE_TRIES:
                 raise
             log.warning("journal write will be repeated", action="journal.retry", error=type(error).__name__)
             await asyncio.sleep(delay)

@@ -16,6 +16,7 @@ from uuid import uuid4
 import asyncpg
 import structlog
 
+from perdure.engine.offer import Offer
 from perdure.settings import Settings
 from perdure.store.postgres import Connection, connect_direct
 from perdure.store.queries import load_queries
@@ -31,10 +32,11 @@ class Liveness:
     anything under its next id: every run it holds may be another's by then.
     """
 
-    def __init__(self, settings: Settings, agent_name: str, on_lost: Callable[[], None]) -> None:
+    def __init__(self, settings: Settings, agent_name: str, on_lost: Callable[[], None], offer: Offer) -> None:
         self._settings = settings
         self._agent_name = agent_name
         self._on_lost = on_lost
+        self._offer = offer
         self._main: asyncio.AbstractEventLoop | None = None
         self._thread: threading.Thread | None = None
         self._stop = threading.Event()
@@ -138,6 +140,8 @@ class Liveness:
             self._settings.instance_id,
             lock_key,
             self._settings.lease_seconds,
+            self._offer.names,
+            self._offer.versions,
         )
         log.info("process registered", action="process.registered", process_id=self.process_id)
 

@@ -99,6 +99,9 @@ async def get(pool: Pool, run_id: str, *, steps: bool = True, limit: int = 1000,
         raise NotFound(f"there is no run {run_id!r}", run_id=run_id)
     reply = outcome(record) | {
         "workflow": record["workflow"],
+        "version": record["version"] or None,
+        "source_hash": record["source_hash"],
+        "reason": await _why_pending(pool, record) if record["status"] == "pending" else None,
         "session_id": record["session_id"],
         "parent_run_id": record["parent_run_id"],
         "task": decode(record["task"]),
@@ -116,6 +119,26 @@ async def get(pool: Pool, run_id: str, *, steps: bool = True, limit: int = 1000,
     if steps:
         reply["steps"] = [_step(row) for row in await pool.fetch(_SQL["steps"], run_id, after, limit)]
     return reply
+
+
+async def _why_pending(pool: Pool, run: asyncpg.Record) -> dict[str, str] | None:
+    """What a pending run waits for, if no process can take it now."""
+    found = await pool.fetchrow(_SQL["why_pending"], run["run_id"])
+    agent, workflow, version = run["agent_name"], run["workflow"], run["version"]
+    if found is None:
+        return None
+    if not found["processes"]:
+        return {"code": "waiting_for_process", "message": f"no process of agent {agent!r} is up"}
+    if not found["versions"]:
+        return {"code": "waiting_for_workflow", "message": f"no process of agent {agent!r} has a workflow {workflow!r}"}
+    if version is not None and version not in found["versions"]:
+        wanted = f"version {version!r}" if version else "the form without a version"
+        offered = ", ".join(repr(each) if each else "one without a version" for each in found["versions"])
+        said = f"no process of agent {agent!r} runs {wanted} of workflow {workflow!r}; they run {offered}"
+        return {"code": "waiting_for_version", "message": said}
+    if found["behind"]:
+        return {"code": "waiting_for_turn", "message": f"an earlier run of session {run['session_id']!r} is not over"}
+    return None
 
 
 def _time(moment: Any) -> str | None:

@@ -27,8 +27,8 @@ from perdure.engine.failure import describe
 from perdure.engine.journal import Journal
 from perdure.engine.liveness import Liveness
 from perdure.engine.mailbox import Mailbox
+from perdure.engine.offer import Offer
 from perdure.engine.rows import ClaimedRun, JournalRow, Move
-from perdure.errors import SetupError
 from perdure.settings import Settings
 from perdure.store.failures import CONNECTION_ERRORS
 from perdure.store.postgres import Pool
@@ -70,7 +70,7 @@ class Worker:
     ) -> None:
         self.settings = settings
         self.agent_name = agent_name
-        self.workflows = workflows
+        self.offer = Offer(agent_name, workflows)
         self.nats = nats
         self.pool = pool
         self.queries: Mapping[str, str] = load_queries("engine.sql")
@@ -88,7 +88,7 @@ class Worker:
         self.executions: dict[str, Execution] = {}
         self._config = config
         self._hot_state = hot_state
-        self._liveness = Liveness(settings, agent_name, self._lost)
+        self._liveness = Liveness(settings, agent_name, self._lost, self.offer)
         self._claims = Claims(self)
         self._mailbox = Mailbox(self)
         self._consumer = PullConsumer(
@@ -213,11 +213,16 @@ class Worker:
         """The claim of a message's run is decided."""
         await self._consumer.ack(message)
 
+    async def pass_on(self, message: Msg) -> None:
+        """A message's run is for other replicas: they run its version, this process does not."""
+        await self._consumer.pass_on(message)
+
     def begin(
         self, run: ClaimedRun, history: list[JournalRow], config: AgentConfig, snapshots: Mapping[str, AgentConfig]
     ) -> None:
         """Execute a claimed run."""
-        execution = Execution(self, run, self.workflows[run.workflow], history, config, snapshots, self.process_id)
+        definition = self.offer.find(run.workflow, run.version)
+        execution = Execution(self, run, definition, history, config, snapshots, self.process_id)
         self.executions[run.run_id] = execution
         if run.base_seq == 0 and run.seq_floor == 0 and not history:
             self.events.started(execution)
@@ -350,9 +355,3 @@ class Worker:
         execution = self.executions.get(message.data.decode("ascii", "replace"))
         if execution is not None:
             self._mailbox.look(execution)
-
-    def offered(self) -> list[str]:
-        """The names of the workflows that this process can run."""
-        if not self.workflows:
-            raise SetupError(f"agent {self.agent_name} has no workflow; mark an async method with @workflow")
-        return list(self.workflows)
