@@ -105,7 +105,7 @@ async def _before(turn: Turn, opened: Opened, live: AgentSettings) -> list[Messa
     system = agent.persona.under(live).prompt(notes)
     most = live.history_max_messages or agent.history_max_messages
     first = max(opened.first, opened.summary_upto + 1)
-    before = await agent.sessions.read(agent.resources.pool, turn.session, first, opened.upto, most)
+    before = await agent.sessions.read(agent.resources.pool, turn.session, opened.born, first, opened.upto, most)
     return [{"role": "system", "content": system}, *window(before)]
 
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
+import asyncpg
 import orjson
 import structlog
 
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
     from perdure.agent.durable import DurableAgent
 
 _SQL = load_queries("sessions.sql")
+
+Note: TypeAlias = Callable[[float, str], Awaitable[None]]
 
 log = structlog.get_logger()
 
@@ -54,7 +57,7 @@ def background_workflow(agent: DurableAgent, tool: Tool) -> Callable[[Context, A
     async def background(ctx: Context, task: Mapping[str, Any]) -> Any:
         raised: Exception | None = None
         try:
-            value = await _work(ctx, tool, task["arguments"])
+            value = await _work(ctx, tool, task, _noter(agent, task))
             result = content_of(value, tool.name)
         except Exception as error:  # noqa: BLE001  (whatever a tool raises is told to the model, then ends this run)
             raised, value, result = error, None, failed_with(error)
@@ -68,17 +71,61 @@ def background_workflow(agent: DurableAgent, tool: Tool) -> Callable[[Context, A
     return background
 
 
-async def _work(ctx: Context, tool: Tool, arguments: str) -> Any:
+class WorkContext(Context):
+    """The context of a background tool: its progress also stands where the conversation sees it."""
+
+    __slots__ = ("_note",)
+
+    def __init__(self, ctx: Context, note: Note) -> None:
+        super().__init__(ctx._execution)  # noqa: SLF001  (the same run, seen with one more duty)
+        self._note = note
+
+    async def progress(self, fraction: float, text: str = "") -> None:
+        """Tell watchers, the model and the user how far the work is. Best effort, not journaled."""
+        await super().progress(fraction, text)
+        if not self._execution.replaying:
+            await self._note(fraction, text)
+
+
+class WorkStep(StepContext):
+    """The same for a background tool that is one step."""
+
+    __slots__ = ("_note",)
+
+    def __init__(self, step: StepContext, note: Note) -> None:
+        super().__init__(step._execution, step.step_id, step.attempt)  # noqa: SLF001  (the same step)
+        self._note = note
+
+    async def progress(self, fraction: float, text: str = "") -> None:
+        """Tell watchers, the model and the user how far the work is. Best effort."""
+        await super().progress(fraction, text)
+        await self._note(fraction, text)
+
+
+def _noter(agent: DurableAgent, task: Mapping[str, Any]) -> Note:
+    async def note(fraction: float, text: str) -> None:
+        said = f"{fraction:.0%} {text}".strip().replace("\x00", "")[:500]
+        key = (agent.name, task["session_id"], task["call_id"])
+        try:
+            await agent.resources.pool.execute(_SQL["keep_progress"], *key, said)
+        except (asyncpg.PostgresError, OSError) as error:
+            log.debug("progress not kept", action="tool.progress_lost", error=type(error).__name__)
+
+    return note
+
+
+async def _work(ctx: Context, tool: Tool, task: Mapping[str, Any], note: Note) -> Any:
+    arguments = task["arguments"]
     kwargs = tool.bind(arguments)
     if tool.wants_context:
         try:
-            return await tool.function(**kwargs, **tool.injections(ctx=ctx))
+            return await tool.function(**kwargs, **tool.injections(ctx=WorkContext(ctx, note)))
         except (SystemExit, KeyboardInterrupt, GeneratorExit) as error:
             raise PermanentError(f"tool {tool.name!r} raised {type(error).__name__}: {error}") from error
     timeout = tool.timeout
 
     async def work(arguments: str, step: StepContext) -> Any:  # noqa: ARG001  (part of the step's identity)
-        return await run_function(tool, {**kwargs, **tool.injections(step=step)}, timeout)
+        return await run_function(tool, {**kwargs, **tool.injections(step=WorkStep(step, note))}, timeout)
 
     return await ctx.step(tool.name, work, arguments, retry=tool.retry or Retry())
 

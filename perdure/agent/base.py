@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import structlog
@@ -88,14 +88,30 @@ class BaseAgent:
     def workflows(self) -> Mapping[str, WorkflowDefinition]:
         """The workflows of this agent by name: the methods marked with `@workflow`.
 
-        Raises `TypeError` when two have the same name.
+        Of several versions of one name the last defined is the one that new runs take (a subclass defines after its
+        base); the others are its `older`. Raises `TypeError` when two have the same name and version.
         """
         found: dict[str, WorkflowDefinition] = {}
-        for attribute in dir(type(self)):
-            mark = getattr(getattr(type(self), attribute, None), WORKFLOW_MARK, None)
+        for attribute in _in_order_of_definition(type(self)):
+            mark = getattr(getattr(type(self), attribute), WORKFLOW_MARK, None)
             if isinstance(mark, WorkflowMark):
                 name = mark.name or attribute
-                if name in found:
-                    raise TypeError(f"agent {self.name} has two workflows called {name!r}")
-                found[name] = define_workflow(getattr(self, attribute), name=name, version=mark.version)
+                one = define_workflow(getattr(self, attribute), name=name, version=mark.version)
+                if before := found.get(name):
+                    older = (before, *before.older)
+                    if any(each.version == one.version for each in older):
+                        said = f"version {one.version!r}" if one.version else "without a version"
+                        raise TypeError(f"agent {self.name} has two workflows called {name!r}, {said}")
+                    one = replace(one, older=tuple(replace(each, older=()) for each in older))
+                found[name] = one
         return found
+
+
+def _in_order_of_definition(cls: type) -> list[str]:
+    """The attributes of a class, each at the place of its last definition."""
+    names: dict[str, None] = {}
+    for each in reversed(cls.__mro__):
+        for name in vars(each):
+            names.pop(name, None)
+            names[name] = None
+    return list(names)

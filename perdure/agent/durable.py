@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
+import asyncpg
 from pydantic import BaseModel, TypeAdapter
 
 from perdure import subjects
 from perdure.agent.background import background_workflow, workflow_name
 from perdure.agent.base import BaseAgent
 from perdure.agent.companions import Companions
+from perdure.agent.conversations import prune
 from perdure.agent.delegation import agent_tool, handoff_tool
 from perdure.agent.hooks import HookChain, Hooks
 from perdure.agent.model import AgentModel
@@ -24,6 +27,7 @@ from perdure.config.snapshot import AgentConfig
 from perdure.engine import Context, WorkflowDefinition, define_workflow, workflow
 from perdure.llm.types import Model
 
+PRUNE_EVERY = 60.0  # seconds between two looks for idle conversations
 _OPTIONS = ("role", "goal", "instructions", "system_prompt", "style_guidelines", "tools", "model", "output_type")
 
 
@@ -94,6 +98,7 @@ class DurableAgent(BaseAgent):
         self.stream = stream
         self.sessions = Sessions(self.name)
         self.hooks = HookChain(hooks)
+        self._pruning: asyncio.Task[None] | None = None
         if self.Settings is not None and not self.toolbox.sources:
             # a key that names a tool which this agent does not have is held, like any other bad value
             self.Settings = settings_with_tools(self.Settings, self.toolbox)  # type: ignore[misc]
@@ -131,9 +136,25 @@ class DurableAgent(BaseAgent):
         for source in self.toolbox.sources:
             await source.start()
         await self._companions.start(self.resources)
+        self._pruning = asyncio.create_task(self._prune(), name=f"prune {self.name}")
+
+    async def _prune(self) -> None:
+        """Forget conversations that nobody has used for `session_ttl_seconds`."""
+        while True:
+            idle = self.live(self.config).session_ttl_seconds
+            if idle is not None:
+                try:
+                    if gone := await prune(self.resources.pool, self.name, idle):
+                        self.logger.info("forgot idle conversations", action="sessions.pruned", sessions=gone)
+                except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError) as error:
+                    self.logger.warning("could not prune", action="sessions.not_pruned", error=type(error).__name__)
+            await asyncio.sleep(min(PRUNE_EVERY, idle or PRUNE_EVERY))
 
     async def on_stop(self) -> None:
         """Stop them, and close the connections to the models."""
+        if self._pruning is not None:
+            self._pruning.cancel()
+            await asyncio.gather(self._pruning, return_exceptions=True)
         await self._companions.stop()
         for source in self.toolbox.sources:
             await source.stop()

@@ -38,18 +38,18 @@ async def hand_over(turn: Turn, opened: Opened, target: str) -> Any:
 
     async def what_was_said(upto: int) -> str:
         pool, sessions = turn.agent.resources.pool, turn.agent.sessions
-        return transcript(await sessions.read(pool, turn.session, opened.first, upto, _MESSAGES))
+        return transcript(await sessions.read(pool, turn.session, opened.born, opened.first, upto, _MESSAGES))
 
     context = await turn.ctx.step("what was said", what_was_said, opened.upto)
     task: Mapping[str, Any] = {"task": turn.prompt or "Go on.", CONTEXT: context}
     return await turn.ctx.call(target, task, session_id=turn.session)
 
 
-def transcript(messages: Sequence[Message]) -> str:
-    """What people and agents said, as text; the newest counts most."""
+def transcript(messages: Sequence[Message], *, most: int = _CHARS) -> str:
+    """What people and agents said, as text of at most `most` characters; the newest counts most."""
     lines = [
         f"{one['role']}: {one['content']}"
         for one in messages
         if one.get("role") in {"user", "assistant"} and isinstance(one.get("content"), str) and one["content"]
     ]
-    return "\n".join(lines)[-_CHARS:]
+    return "\n".join(lines)[-most:]

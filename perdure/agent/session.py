@@ -51,7 +51,8 @@ class Opened:
     """A turn that has begun: messages `first` to `upto` count, `notes` say what is still at work in the background.
 
     `busy` is another run whose turn is open: this one has not begun. `taken` are the calls whose results came in,
-    `tokens` and `cost` what the conversation has cost before, `summary` stands for the messages up to `summary_upto`.
+    `tokens` and `cost` what the conversation has cost before, `summary` stands for the messages up to `summary_upto`,
+    `born` tells this conversation from an earlier one of the same id.
     """
 
     first: int = 0
@@ -63,6 +64,7 @@ class Opened:
     cost: float = 0.0
     summary: str | None = None
     summary_upto: int = 0
+    born: int = 0
 
 
 @dataclass(slots=True)
@@ -102,8 +104,9 @@ def _note(record: Any) -> str:
     parts = [f"Background work: {record['tool']} (call {record['call_id']}) with {record['arguments']} is {state}"]
     if record["progress"]:
         parts.append(record["progress"])
-    if (record["attempts"] or 0) > 1:
-        parts.append(f"attempt {record['attempts']}")
+    if record["last_kind"] == "retry" and record["last_due"] is not None:
+        due = record["last_due"].strftime("%H:%M:%S")
+        parts.append(f"attempt {record['last_attempt']} of {record['last_step']} failed, the next one is at {due} UTC")
     return ", ".join(parts)
 
 
@@ -112,7 +115,7 @@ class Sessions:
 
     def __init__(self, agent_name: str) -> None:
         self._agent = agent_name
-        self._cache: OrderedDict[str, _Cached] = OrderedDict()
+        self._cache: OrderedDict[tuple[str, int], _Cached] = OrderedDict()
         self._chars = 0
 
     async def open_turn(self, connection: Connection, session: str, run_id: str, prompt: Any) -> Opened:
@@ -129,8 +132,9 @@ class Sessions:
         upto = row["next_seq"] + len(messages) - 1
         summary = row["summary"] if row["summary_upto"] >= row["first_seq"] else None
         return Opened(
-            row["first_seq"], upto, None, taken, notes, row["tokens"], row["cost"], summary, row["summary_upto"]
-        )
+            row["first_seq"], upto, None, taken, notes, row["tokens"], row["cost"], summary,
+            row["summary_upto"], row["born"],
+        )  # fmt: skip
 
     async def _results(
         self, connection: Connection, session: str, seq: int
@@ -171,36 +175,38 @@ class Sessions:
             raise PermanentError(f"session {session} is not in a turn of run {run_id}: nothing was appended")
         return int(first)
 
-    async def read(self, pool: Pool, session: str, first: int, upto: int, most: int) -> list[Message]:
+    async def read(self, pool: Pool, session: str, born: int, first: int, upto: int, most: int) -> list[Message]:
         """The last `most` messages of `first` to `upto`, from memory where they are there."""
         wanted = max(first, upto - most + 1)
         if wanted > upto:
             return []
-        kept = self._cache.get(session)
+        key = (session, born)
+        kept = self._cache.get(key)
         if kept is not None and kept.first <= wanted and kept.next > upto:
-            self._cache.move_to_end(session)
+            self._cache.move_to_end(key)
             return kept.messages[wanted - kept.first : upto + 1 - kept.first]
         records = await pool.fetch(_SQL["read_messages"], self._agent, session, wanted, upto)
         messages = [orjson.loads(record["message"]) for record in records]
         if records and records[-1]["seq"] - records[0]["seq"] == len(records) - 1:
-            self._keep(session, _Cached(records[0]["seq"], list(messages), sum(len(r["message"]) for r in records)))
+            self._keep(key, _Cached(records[0]["seq"], list(messages), sum(len(r["message"]) for r in records)))
         return messages
 
-    def remember(self, session: str, first: int, messages: Sequence[Message]) -> None:
+    def remember(self, session: str, born: int, first: int, messages: Sequence[Message]) -> None:
         """Messages that were appended at `first`; a row never changes, so that what is cached stays right."""
-        kept = self._cache.get(session)
+        key = (session, born)
+        kept = self._cache.get(key)
         if kept is None and first == 1:
             kept = _Cached(1, [], 0)
         if kept is None or kept.next != first:
             return
         kept.messages.extend(messages)
         added = sum(len(str(one.get("content") or "")) + 100 for one in messages)
-        self._keep(session, _Cached(kept.first, kept.messages, kept.chars + added))
+        self._keep(key, _Cached(kept.first, kept.messages, kept.chars + added))
 
-    def _keep(self, session: str, kept: _Cached) -> None:
-        before = self._cache.pop(session, None)
+    def _keep(self, key: tuple[str, int], kept: _Cached) -> None:
+        before = self._cache.pop(key, None)
         self._chars += kept.chars - (before.chars if before else 0)
-        self._cache[session] = kept
+        self._cache[key] = kept
         while self._chars > _CACHE_CHARS and self._cache:
             _, dropped = self._cache.popitem(last=False)
             self._chars -= dropped.chars

@@ -15,6 +15,7 @@ from perdure.agent.handoff import CONTEXT, hand_over, target_of
 from perdure.agent.session import Opened, dump
 from perdure.agent.settings import AgentSettings
 from perdure.agent.structured import Structured
+from perdure.agent.summaries import summarised
 from perdure.agent.tool_calls import failed_with
 from perdure.agent.tools import Tool
 from perdure.engine import Context
@@ -66,6 +67,7 @@ class Turn:
         self.notes = read_notes(task)  # lines of the system prompt that are this turn's alone
         self.spent = Spent()
         self.structured = Structured(agent.output) if agent.output is not None else None
+        self._born = 0
         self._told = Spent()  # the part of `spent` that is in the session's row
 
     def tools(self, live: AgentSettings) -> Mapping[str, Tool]:
@@ -86,6 +88,8 @@ class Turn:
         while True:
             await self.ctx.adopt_config()
             live = self.agent.live(self.ctx.config)
+            if iteration == 0:
+                opened = await summarised(self, opened, live)
             check_budget(live, self.spent, opened, (self.ctx.now() - began).total_seconds())
             last = iteration + 1 >= (live.max_iterations or self.agent.max_iterations)
             reply = await ask(self, opened, live, iteration, last=last)
@@ -121,7 +125,8 @@ class Turn:
             await self.ctx.sleep("another turn is open", wait)
             wait = min(wait * 2, 5.0)
         if self.prompt is not None and not opened.taken:
-            agent.sessions.remember(self.session, opened.upto, [{"role": "user", "content": self.prompt}])
+            agent.sessions.remember(self.session, opened.born, opened.upto, [{"role": "user", "content": self.prompt}])
+        self._born = opened.born
         return opened
 
     async def append(self, messages: Sequence[Message], *, close: bool) -> None:
@@ -138,7 +143,7 @@ class Turn:
 
         texts = [dump(message) for message in messages]
         first = await self.ctx.transaction("close turn" if close else "append", append, self.session, texts, close)
-        agent.sessions.remember(self.session, first, messages)
+        agent.sessions.remember(self.session, self._born, first, messages)
 
     async def _tell(self, reply: ModelReply, calls: Sequence[ToolRequest], results: Sequence[str]) -> None:
         messages = [assistant(reply, calls)]

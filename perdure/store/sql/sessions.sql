@@ -10,13 +10,18 @@ SET updated_at = now(),
       WHEN EXISTS (SELECT FROM runs r WHERE r.run_id = s.turn_run_id AND r.finished_at IS NULL) THEN s.turn_run_id
       ELSE $3
     END
-RETURNING first_seq, next_seq, turn_run_id, input_tokens + output_tokens AS tokens, cost, summary, summary_upto
+RETURNING first_seq, next_seq, turn_run_id, input_tokens + output_tokens AS tokens, cost, summary, summary_upto,
+          (extract(epoch FROM created_at) * 1000000)::bigint AS born
 
 -- name: open_results
 -- What was scheduled and is not in the conversation yet; a child run that ended without a word counts as ended.
 SELECT p.call_id, p.run_id, p.tool, p.arguments, p.status, p.result, p.progress, p.created_at,
-       r.status AS run_status, r.attempts, r.error AS run_error, r.wake_at
+       r.status AS run_status, r.error AS run_error, j.kind AS last_kind, j.name AS last_step, j.attempt AS last_attempt,
+       j.due_at AS last_due
 FROM session_results p LEFT JOIN runs r ON r.run_id = p.run_id
+LEFT JOIN LATERAL (
+  SELECT kind, name, attempt, due_at FROM journal WHERE journal.run_id = p.run_id ORDER BY seq DESC LIMIT 1
+) j ON TRUE
 WHERE p.agent_name = $1 AND p.session_id = $2 AND p.seq IS NULL
 ORDER BY p.finished_at NULLS LAST, p.created_at, p.call_id
 FOR UPDATE OF p
@@ -60,10 +65,6 @@ ON CONFLICT DO NOTHING
 UPDATE session_results SET status = $4, result = $5, finished_at = now()
 WHERE agent_name = $1 AND session_id = $2 AND call_id = $3 AND seq IS NULL
 
--- name: progress_result
-UPDATE session_results SET progress = $4
-WHERE agent_name = $1 AND session_id = $2 AND call_id = $3 AND status = 'scheduled'
-
 -- name: live_replicas
 SELECT count(*) FROM processes WHERE agent_name = $1 AND state = 'live' AND lease_until > now()
 
@@ -72,3 +73,62 @@ INSERT INTO tool_starts (run_id, call_id) VALUES ($1, $2) ON CONFLICT DO NOTHING
 
 -- name: forget_tool
 DELETE FROM tool_starts WHERE run_id = $1 AND call_id = $2
+
+-- name: get_session
+SELECT first_seq, next_seq, turn_run_id FROM sessions WHERE agent_name = $1 AND session_id = $2
+
+-- name: agents_of_session
+SELECT agent_name FROM sessions WHERE session_id = $1 ORDER BY updated_at DESC
+
+-- name: history
+SELECT m.seq, m.run_id, m.message, m.created_at
+FROM session_messages m JOIN sessions s USING (agent_name, session_id)
+WHERE m.agent_name = $1 AND m.session_id = $2 AND m.seq >= s.first_seq AND m.seq > $3
+ORDER BY m.seq LIMIT $4
+
+-- name: list_sessions
+SELECT session_id, next_seq - first_seq AS messages, input_tokens + output_tokens AS tokens, cost, created_at, updated_at,
+       turn_run_id
+FROM sessions
+WHERE agent_name = $1 AND ($2::text IS NULL OR updated_at < $2::timestamptz)
+ORDER BY updated_at DESC LIMIT $3
+
+-- name: reset_session
+-- A seq is never given twice, so that what some process has cached stays right.
+UPDATE sessions SET first_seq = next_seq, summary = NULL, summary_upto = 0, input_tokens = 0, output_tokens = 0, cost = 0,
+       updated_at = now()
+WHERE agent_name = $1 AND session_id = $2
+  AND NOT EXISTS (SELECT FROM runs r WHERE r.run_id = turn_run_id AND r.finished_at IS NULL)
+RETURNING first_seq
+
+-- name: drop_messages
+WITH gone AS (
+  DELETE FROM session_messages WHERE agent_name = $1 AND session_id = $2 AND seq < $3 RETURNING seq
+)
+SELECT count(*) FROM gone
+
+-- name: drop_results
+UPDATE session_results SET seq = 0
+WHERE agent_name = $1 AND session_id = $2 AND seq IS NULL AND status <> 'scheduled'
+
+-- name: prune_sessions
+DELETE FROM sessions
+WHERE (agent_name, session_id) IN (
+  SELECT s.agent_name, s.session_id FROM sessions s
+  WHERE s.agent_name = $1 AND s.updated_at < now() - make_interval(secs => $2)
+    AND NOT EXISTS (SELECT FROM runs r WHERE r.run_id = s.turn_run_id AND r.finished_at IS NULL)
+    AND NOT EXISTS (SELECT FROM session_results p JOIN runs r ON r.run_id = p.run_id
+                    WHERE p.agent_name = s.agent_name AND p.session_id = s.session_id AND r.finished_at IS NULL)
+  ORDER BY s.updated_at LIMIT $3 FOR UPDATE SKIP LOCKED
+)
+RETURNING session_id
+
+-- name: prune_messages
+DELETE FROM session_messages WHERE agent_name = $1 AND session_id = ANY ($2::text[])
+
+-- name: prune_results
+DELETE FROM session_results WHERE agent_name = $1 AND session_id = ANY ($2::text[])
+
+-- name: keep_progress
+UPDATE session_results SET progress = $4
+WHERE agent_name = $1 AND session_id = $2 AND call_id = $3 AND status = 'scheduled'
