@@ -15,6 +15,7 @@ from perdure.bus.connection import connect
 from perdure.bus.wire import request
 from perdure.cli.config_view import applied_line, update_line
 from perdure.config.fetch import fetch_reply
+from perdure.embedded.locate import locate
 from perdure.settings import load_settings
 
 T = TypeVar("T")
@@ -22,7 +23,7 @@ T = TypeVar("T")
 
 async def calling(work: Callable[[Caller], Awaitable[T]]) -> T:
     """Connect, do `work`, close."""
-    nc = await connect(load_settings(), "perdure config")
+    nc = await connect(await asyncio.to_thread(locate, load_settings()), "perdure config")
     try:
         return await work(Caller(nc))
     finally:

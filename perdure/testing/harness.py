@@ -176,8 +176,15 @@ class Harness:
         await self.nc.flush()
         return HarnessRun(self, start.run_id)
 
-    async def restart(self) -> None:
-        """Start the agent again after a crash, or in place of the one that runs; what it held goes on."""
+    async def restart(self, agent: type[BaseAgent] | BaseAgent | None = None) -> None:
+        """Start the agent again after a crash, or in place of the one that runs; what it held goes on.
+
+        `agent` is other code under the same name that is started in its stead, as a deployment does.
+        """
+        if agent is not None:
+            if agent.name != self._agent.name:
+                raise ValueError(f"the agent under test is {self._agent.name!r}, not {agent.name!r}")
+            self._agent = agent
         if self._aborting is None and self._process is not None:
             self._begin_abort()
         if self._aborting is not None:
@@ -258,9 +265,13 @@ class Harness:
             runs.wake(self.nc, record["run_id"], record["agent_name"])
 
         async def resting() -> bool:
+            if self._process is None:
+                return True  # a crash struck on the way: nothing moves until the restart
             return not await self.pool.fetch(_SQL["unfinished"], names)
 
         await _until(resting, "every run rests (a step that never ends keeps time from passing)")
+        if self._process is None:
+            return None
         due: datetime | None = await self.pool.fetchval(_SQL["due_before"], target)
         return due
 

@@ -26,6 +26,7 @@ def perdure_servers() -> Iterator[TestServers]:
 @pytest.fixture
 def harness(perdure_servers: TestServers) -> Callable[..., AbstractAsyncContextManager[Harness]]:
     """What opens a `perdure.testing.Harness` around an agent, as an async context manager."""
+    from perdure.testing.harness import Harness as Opened  # noqa: PLC0415 -- a plugin is loaded by every pytest
 
     @asynccontextmanager
     async def open_harness(
@@ -34,8 +35,6 @@ def harness(perdure_servers: TestServers) -> Callable[..., AbstractAsyncContextM
         mocks: Mapping[str, Any] | None = None,
         config: Mapping[str, str] | None = None,
     ) -> AsyncIterator[Harness]:
-        from perdure.testing.harness import Harness as Opened  # noqa: PLC0415 -- a plugin is loaded by every pytest
-
         async with Opened(agent, await perdure_servers.settings(), mocks=mocks, config=config) as opened:
             yield opened
 

@@ -83,3 +83,27 @@ async def test_configuration_changes_under_a_running_agent(harness):
         assert await (await h.start({})).result() == "hi"
         await h.configure(greeting="ahoy")
         assert await (await h.start({})).result() == "ahoy"
+
+
+async def test_a_crash_may_strike_while_the_clock_is_moved(harness):
+    class Flaky(BaseAgent):
+        name = "flaky"
+
+        @workflow
+        async def run(self, ctx, task):
+            return await ctx.step("try", self.attempt, retry=Retry(max_attempts=3, delay=10, jitter=False))
+
+        async def attempt(self, step: StepContext) -> int:
+            if step.attempt < 3:
+                raise OSError("not now")
+            return step.attempt
+
+    async with harness(Flaky) as h:
+        run = await h.start({})
+        await run.waiting()
+        with crash_at("step.before", step="try"):
+            await h.clock.advance(10)
+            await run.crashed()
+        await h.restart()
+        await h.clock.advance(20)
+        assert await run.result() == 3
