@@ -33,10 +33,11 @@ class Background:
 
     async def cancel(self) -> None:
         """Cancel all loops and wait until they have ended."""
-        tasks = list(self._tasks)
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        # More than once: a library's `wait_for` on Python 3.11 swallows a cancellation that comes as its result does.
+        while running := [task for task in self._tasks if not task.done()]:
+            for task in running:
+                task.cancel()
+            await asyncio.wait(running, timeout=1)
 
     async def check(self) -> Finding:
         """A health check: `warning` while a loop has failed within the last 30 s."""
