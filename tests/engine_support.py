@@ -33,8 +33,13 @@ async def signal(platform: InProcess, run_id: str, name: str, payload: Any = Non
 
 async def lose(process: AgentProcess, execution: Execution) -> None:
     """Take a run out of a process's memory without a word, as a crash does, and give it to the next claimer."""
-    worker = process.worker
     execution.close()
+    await release(process, execution)
+
+
+async def release(process: AgentProcess, execution: Execution) -> None:
+    """Give a run that has left a process's memory to the next claimer."""
+    worker = process.worker
     records = await worker.pool.fetch(worker.queries["release"], [execution.run_id], [execution.epoch])
     for record in records:
         runs.wake(worker.nats, record["run_id"], record["agent_name"])

@@ -1,0 +1,41 @@
+from __future__ import annotations
+
+import pytest
+
+from perdure.engine.retry import Retry
+from perdure.errors import PermanentError, RetryableError, WorkflowMisuse
+
+
+def full(_: object = None) -> float:
+    return 1.0
+
+
+def test_pauses_grow_to_a_ceiling_and_the_first_try_counts():
+    policy = Retry(max_attempts=5, delay=1.0, factor=3.0, max_delay=10.0, jitter=False)
+    assert [policy.pause(attempt, OSError()) for attempt in range(1, 7)] == [1.0, 3.0, 9.0, 10.0, None, None]
+
+
+def test_jitter_takes_at_most_half_of_a_pause():
+    policy = Retry(delay=8.0)
+    assert policy.pause(1, OSError(), draw=lambda: 0.0) == 4.0
+    assert policy.pause(1, OSError(), draw=lambda: 1.0) == 8.0
+
+
+@pytest.mark.parametrize("error", [PermanentError("no"), WorkflowMisuse("no"), SystemExit(1), KeyboardInterrupt()])
+def test_what_trying_again_cannot_help_is_not_tried_again(error):
+    assert Retry(max_attempts=10).pause(1, error) is None
+
+
+def test_an_error_that_knows_when_is_believed():
+    assert Retry(delay=60.0).pause(1, RetryableError("busy", retry_after=0.5)) == 0.5
+    assert Retry(max_attempts=1).pause(1, RetryableError("busy", retry_after=0.5)) is None
+
+
+def test_a_policy_of_very_many_attempts_does_not_overflow():
+    assert Retry(max_attempts=10**6, delay=1.0, factor=10.0, jitter=False).pause(10**5, OSError()) == 60.0
+
+
+@pytest.mark.parametrize("wrong", [{"max_attempts": 0}, {"delay": -1.0}, {"factor": 0.5}, {"max_delay": -1.0}])
+def test_a_policy_that_makes_no_sense_is_refused(wrong):
+    with pytest.raises(ValueError, match="Retry"):
+        Retry(**wrong)
