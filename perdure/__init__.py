@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from perdure.agent.durable import DurableAgent
     from perdure.agent.tools import tool
     from perdure.client import Client, RunHandle
+    from perdure.config.callbacks import on_config
     from perdure.config.messages import ConfigUpdate
     from perdure.config.snapshot import AgentConfig
     from perdure.engine import Context, Retry, StepContext, workflow
@@ -37,6 +38,7 @@ _HOMES = {
     "RunHandle": "perdure.client",
     "StepContext": "perdure.engine",
     "StepFailed": "perdure.errors",
+    "on_config": "perdure.config.callbacks",
     "run_agent": "perdure.runner.runner",
     "tool": "perdure.agent.tools",
     "workflow": "perdure.engine",
@@ -58,6 +60,7 @@ __all__ = [
     "RunHandle",
     "StepContext",
     "StepFailed",
+    "on_config",
     "run_agent",
     "tool",
     "workflow",
