@@ -27,6 +27,7 @@ log = structlog.get_logger(__name__)
 EXPIRES: Final = 20.0  # seconds a pull request stands at the server
 HEARTBEAT: Final = 2.0  # seconds between the server's signs of life while it stands
 ACK: Final = b"+ACK"
+PASS_ON: Final = b'-NAK {"delay": 50000000}'  # nanoseconds
 
 
 class PullConsumer:
@@ -112,6 +113,11 @@ class PullConsumer:
         """The work of `message` is safe: it need not come again. Waits for nothing."""
         if message.reply and self._nats.is_connected:
             await self._nats.publish(message.reply, ACK)
+
+    async def pass_on(self, message: Msg) -> None:
+        """`message` is for somebody else who takes from this consumer: deliver it again in 50 ms. Waits for nothing."""
+        if message.reply and self._nats.is_connected:
+            await self._nats.publish(message.reply, PASS_ON)
 
     async def _ensure(self) -> None:
         js = self._nats.jetstream()

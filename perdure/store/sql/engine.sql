@@ -1,8 +1,8 @@
 -- The engine's hot path and its repair loops. Every statement that locks several runs locks them in run_id order.
 
 -- name: register_process
-INSERT INTO processes (process_id, agent_name, instance_id, lock_key, postmaster_started, lease_until)
-VALUES ($1, $2, $3, $4, pg_postmaster_start_time(), clock_timestamp() + $5 * interval '1 second')
+INSERT INTO processes (process_id, agent_name, instance_id, lock_key, postmaster_started, lease_until, workflows, versions)
+VALUES ($1, $2, $3, $4, pg_postmaster_start_time(), clock_timestamp() + $5 * interval '1 second', $6::text[], $7::text[])
 
 -- name: next_lock_key
 SELECT nextval('process_lock_keys')::integer
@@ -27,11 +27,16 @@ UPDATE processes SET state = 'gone' WHERE process_id = $1
 -- name: claim
 -- Raises the epoch: from this commit on no earlier holder's row is accepted. Attempts count the claims since the last
 -- journal row (`requeue_lost` and `release` set them back); a claim of a draining or lost process finds nothing.
+-- The first claim of a life gives the run its version: the newest that the process offers of its workflow.
 WITH holder AS (
   SELECT process_id FROM processes WHERE process_id = $1 AND state = 'live' AND lease_until > clock_timestamp()
+), offer AS (
+  SELECT * FROM unnest($6::text[], $7::text[], $8::text[], $9::boolean[]) AS t (workflow, version, source_hash, newest)
 ), wanted AS (
-  SELECT r.run_id FROM runs AS r, holder
-  WHERE r.run_id = ANY($2::text[]) AND r.agent_name = $3 AND r.status = 'pending' AND r.workflow = ANY($6::text[])
+  SELECT r.run_id, offer.version, offer.source_hash
+  FROM runs AS r JOIN offer
+    ON offer.workflow = r.workflow AND (offer.version = r.version OR (r.version IS NULL AND offer.newest)), holder
+  WHERE r.run_id = ANY($2::text[]) AND r.agent_name = $3 AND r.status = 'pending'
     AND (r.session_id IS NULL OR NOT EXISTS (
       SELECT 1 FROM runs AS earlier
       WHERE earlier.agent_name = r.agent_name AND earlier.session_id = r.session_id
@@ -42,11 +47,24 @@ UPDATE runs SET
   status = 'running', epoch = runs.epoch + 1, process_id = $1, wake_at = NULL, waiting_signals = NULL,
   waiting_children = NULL, started_at = COALESCE(runs.started_at, now()),
   config_hash = COALESCE(runs.config_hash, $4), config_revision = COALESCE(runs.config_revision, $5),
+  version = wanted.version, source_hash = COALESCE(runs.source_hash, wanted.source_hash),
   attempts = runs.attempts + 1
 FROM wanted WHERE runs.run_id = wanted.run_id
 RETURNING runs.run_id, runs.epoch, runs.workflow, runs.version, runs.session_id, runs.parent_run_id, runs.parent_path,
           runs.task, runs.attempts, runs.config_revision, runs.config_hash, runs.cancel_reason, runs.started_at,
           runs.base_seq, runs.seq_floor
+
+-- name: offered_elsewhere
+-- Of the runs that a claim did not take: those whose version another process runs, and this one ($2) does not.
+SELECT r.run_id FROM runs AS r
+WHERE r.run_id = ANY($1::text[]) AND r.status = 'pending'
+  AND EXISTS (
+    SELECT 1 FROM processes AS p, unnest(p.workflows, p.versions) AS o (workflow, version)
+    WHERE p.agent_name = r.agent_name AND p.state = 'live' AND p.lease_until > clock_timestamp()
+      AND o.workflow = r.workflow AND (r.version IS NULL OR o.version = r.version))
+  AND NOT EXISTS (
+    SELECT 1 FROM processes AS p, unnest(p.workflows, p.versions) AS o (workflow, version)
+    WHERE p.process_id = $2 AND o.workflow = r.workflow AND (r.version IS NULL OR o.version = r.version))
 
 -- name: history
 -- Read in a statement after the claim's: nothing can be added to these rows but by the new epoch.
@@ -110,6 +128,8 @@ WITH input AS (
     task = COALESCE(m.task::json, runs.task), end_seq = m.end_seq, base_seq = COALESCE(m.base_seq, runs.base_seq),
     config_hash = CASE WHEN m.task IS NULL THEN runs.config_hash END,
     config_revision = CASE WHEN m.task IS NULL THEN runs.config_revision END,
+    version = CASE WHEN m.task IS NULL THEN runs.version END,
+    source_hash = CASE WHEN m.task IS NULL THEN runs.source_hash END,
     attempts = CASE WHEN m.status IN ('pending', 'waiting') THEN 0 ELSE runs.attempts END,
     dispatched_at = CASE WHEN m.status = 'pending' THEN now() ELSE runs.dispatched_at END,
     process_id = CASE WHEN m.status IN ('pending', 'waiting') THEN NULL ELSE runs.process_id END,

@@ -17,10 +17,25 @@ RETURNING run_id
 SELECT run_id, task_hash, status FROM runs WHERE run_id = ANY($1::text[])
 
 -- name: get
-SELECT run_id, agent_name, workflow, version, session_id, parent_run_id, task, status, epoch, process_id, attempts,
-       wake_at, waiting_signals, waiting_children, cancel_reason, output, error, config_revision, end_seq,
-       created_at, started_at, finished_at
+SELECT run_id, agent_name, workflow, version, source_hash, session_id, parent_run_id, task, status, epoch, process_id,
+       attempts, wake_at, waiting_signals, waiting_children, cancel_reason, pause_reason, output, error,
+       config_revision, end_seq, created_at, started_at, finished_at
 FROM runs WHERE run_id = $1
+
+-- name: why_pending
+-- What live processes of the run's agent offer of its workflow, and whether an earlier turn of its session is open.
+SELECT count(DISTINCT p.process_id) AS processes,
+       array_remove(array_agg(DISTINCT o.version ORDER BY o.version) FILTER (WHERE o.workflow = r.workflow), NULL) AS versions,
+       r.session_id IS NOT NULL AND EXISTS (
+         SELECT 1 FROM runs AS earlier
+         WHERE earlier.agent_name = r.agent_name AND earlier.session_id = r.session_id
+           AND earlier.finished_at IS NULL AND earlier.turn < r.turn) AS behind
+FROM runs AS r
+LEFT JOIN processes AS p
+  ON p.agent_name = r.agent_name AND p.state = 'live' AND p.lease_until > clock_timestamp()
+LEFT JOIN LATERAL unnest(p.workflows, p.versions) AS o (workflow, version) ON TRUE
+WHERE r.run_id = $1
+GROUP BY r.run_id
 
 -- name: outcomes
 SELECT run_id, agent_name, status, output, error, waiting_signals, finished_at FROM runs WHERE run_id = ANY($1::text[])

@@ -43,7 +43,7 @@ async def claim(pool):
     async def claim(run_id: str, connection=pool) -> Holder:
         if await pool.fetchval("SELECT 1 FROM runs WHERE run_id = $1", run_id) is None:
             await runs.accept(pool, [runs.new_start(run_id, "a", None)])
-        (record,) = await connection.fetch(SQL["claim"], "p", [run_id], "a", "hash", 0, ["run"])
+        (record,) = await connection.fetch(SQL["claim"], "p", [run_id], "a", "hash", 0, ["run"], [""], ["h"], [True])
         return Holder(run_id, record["epoch"])
 
     return claim
