@@ -12,6 +12,7 @@ from perdure.lazy import exports
 if TYPE_CHECKING:
     from perdure.agent.base import BaseAgent
     from perdure.agent.durable import DurableAgent
+    from perdure.agent.team import Team
     from perdure.agent.tools import tool
     from perdure.client import Client, RunHandle
     from perdure.config.callbacks import on_config
@@ -38,6 +39,7 @@ _HOMES = {
     "RunHandle": "perdure.client",
     "StepContext": "perdure.engine",
     "StepFailed": "perdure.errors",
+    "Team": "perdure.agent.team",
     "on_config": "perdure.config.callbacks",
     "run_agent": "perdure.runner.runner",
     "tool": "perdure.agent.tools",
@@ -60,6 +62,7 @@ __all__ = [
     "RunHandle",
     "StepContext",
     "StepFailed",
+    "Team",
     "on_config",
     "run_agent",
     "tool",
