@@ -7,11 +7,13 @@ import re
 import socket
 from functools import lru_cache
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 from uuid import uuid4
 
-from pydantic import AliasChoices, Field
+from pydantic import AliasChoices, Field, ValidationError, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from perdure.errors import SetupError
 
 DEFAULT_NATS_URL = "nats://127.0.0.1:4222"
 DEFAULT_DATABASE_URL = "postgresql://perdure@127.0.0.1:5432/perdure"
@@ -64,8 +66,27 @@ class Settings(BaseSettings):
     # -- configuration --
     config_poll_interval: float = Field(30.0, gt=0, description="how often configuration is compared anyway")
 
+    @model_validator(mode="before")
+    @classmethod
+    def _empty_is_unset(cls, said: dict[str, Any]) -> dict[str, Any]:
+        """An empty address says that there is none, as `NATS_URL=${NATS_URL:-}` in a compose file does."""
+        addresses = ("nats_url", "database_url", "redis_url", "consul_http_addr", "consul_http_token")
+        return {name: value for name, value in said.items() if value or name.lower() not in addresses}
+
 
 @lru_cache(maxsize=1)
 def load_settings() -> Settings:
-    """The settings of this process; the environment is read on the first call."""
-    return Settings()
+    """The settings of this process; the environment is read on the first call.
+
+    Raises `SetupError` that names each variable whose value cannot be used.
+    """
+    try:
+        return Settings()
+    except ValidationError as error:
+        wrong = (f"{_variable(str(each['loc'][0]))}: {each['msg']}, not {each['input']!r}" for each in error.errors())
+        raise SetupError(f"the environment is not usable. {'; '.join(wrong)}") from error
+
+
+def _variable(name: str) -> str:
+    """The environment's name of a field."""
+    return f"PERDURE_{name.upper()}" if name in Settings.model_fields else name

@@ -89,12 +89,15 @@ async def connect(
     good. Raises `SetupError` naming the address and the fix when no server answers within 5 seconds; later the
     connection is tried again for ever, with jitter.
     """
+    servers = [server.strip() for server in settings.nats_url.split(",") if server.strip()]
+    if not servers:  # nats-py would turn round for ever
+        raise SetupError(_unreachable(settings, ValueError("it names no server")))
     client = Client()
     events = _Events(client, name, on_reconnect, on_closed)
     try:
         async with asyncio.timeout(CONNECT_PATIENCE):
             await client.connect(
-                servers=[server.strip() for server in settings.nats_url.split(",") if server.strip()],
+                servers=servers,
                 name=name,
                 error_cb=events.error,
                 disconnected_cb=events.disconnected,
@@ -127,7 +130,8 @@ def _said(error: BaseException) -> str:
 
 def _unreachable(settings: Settings, error: BaseException) -> str:
     """The sentence for a NATS server that does not answer, without its password."""
-    where = ", ".join(urlsplit(server.strip()).netloc.rpartition("@")[2] for server in settings.nats_url.split(","))
+    named = (urlsplit(server.strip()).netloc.rpartition("@")[2] for server in settings.nats_url.split(","))
+    where = ", ".join(filter(None, named))
     return (
         f"NATS at {where or 'an empty address'} cannot be used: {_said(error)}. "
         "Check NATS_URL, or start the platform with `perdure up`."

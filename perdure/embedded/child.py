@@ -14,9 +14,11 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
+import orjson
 import psutil
 
 from perdure.embedded.accounts import Account
+from perdure.errors import SetupError
 
 _PR_SET_PDEATHSIG = 1
 _POLL = 0.01
@@ -107,8 +109,16 @@ class Child:
 
 
 def begin_log(log_file: Path) -> int:
-    """Make the log's folder, put a log that has grown aside, and return where the next line will stand."""
-    log_file.parent.mkdir(parents=True, exist_ok=True)
+    """Make the log's folder, put a log that has grown aside, and return where the next line will stand.
+
+    Raises `SetupError` when the folder cannot be made.
+    """
+    try:
+        log_file.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise SetupError(
+            f"{log_file.parent} cannot be made: {error.strerror}. Set PERDURE_HOME to a folder of yours"
+        ) from error
     try:
         size = log_file.stat().st_size
     except FileNotFoundError:
@@ -127,7 +137,19 @@ def last_words(log_file: Path, begin: int, *, lines: int = 3) -> str:
             said = log.read().decode("utf-8", "replace").strip().splitlines()
     except OSError as error:
         return f"its log cannot be read: {error}"
-    return " | ".join(line.strip() for line in said[-lines:])
+    return " | ".join(_readable(line.strip()) for line in said[-lines:])
+
+
+def _readable(line: str) -> str:
+    """What a line of a JSON log says to people; any other line as it is."""
+    if not line.startswith("{"):
+        return line
+    try:
+        said = orjson.loads(line)
+    except orjson.JSONDecodeError:
+        return line
+    trouble = str(said.get("exception") or "").strip().splitlines()
+    return ": ".join([str(said.get("event", line)), *trouble[-1:]])
 
 
 def _alive(process: psutil.Process) -> bool:

@@ -19,6 +19,7 @@ from nats.aio.client import Client
 from redis.exceptions import RedisError
 
 from perdure.bus.connection import connect
+from perdure.bus.streams import ensure_streams
 from perdure.embedded.nats_server import NatsServer
 from perdure.embedded.offline_server import OfflineServer
 from perdure.embedded.postgres_server import PostgresServer
@@ -109,8 +110,8 @@ class Platform:
                 self._say(f"{name} was left over from a start that was killed: ended it")
             now = datetime.now(UTC).isoformat(timespec="seconds")
             self.state = PlatformState(Running.of(os.getpid()), now, shared=self._shared)
-            await self._start_servers()
             await self._check_given()
+            await self._start_servers()
             await self._migrate()
             for wave in waves:
                 await self._start_wave(wave)
@@ -186,11 +187,13 @@ class Platform:
                 await redis.ping()
             except (RedisError, OSError) as error:
                 where = self._settings.redis_url.rpartition("@")[2]
-                raise SetupError(f"Redis at {where} cannot be used: {error}. Check REDIS_URL, or unset it.") from error
+                said = str(error).rstrip(".")
+                raise SetupError(f"Redis at {where} cannot be used: {said}. Check REDIS_URL, or unset it.") from error
             finally:
                 await redis.aclose()
         if "nats_url" in self._settings.model_fields_set:
             self._nc = await connect(self._named(), "supervisor")
+            await ensure_streams(self._nc.jetstream())
 
     async def _migrate(self) -> None:
         applied = await migrate(self._named())

@@ -76,7 +76,7 @@ async def connect_direct(settings: Settings, role: str) -> Connection:
 def unreachable(settings: Settings, error: BaseException) -> str:
     """The sentence for a database that does not answer, without its password."""
     where = settings.database_url.rpartition("@")[2] or settings.database_url
-    return (
-        f"Postgres at {where} cannot be used: {str(error) or type(error).__name__}. "
-        "Check DATABASE_URL, or start the platform with `perdure up`."
-    )
+    advice = "Check DATABASE_URL, or start the platform with `perdure up`."
+    if isinstance(error, asyncpg.InvalidCatalogNameError):
+        advice = "Make it with `createdb`, or check DATABASE_URL."
+    return f"Postgres at {where} cannot be used: {str(error) or type(error).__name__}. {advice}"
