@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from perdure.agent.durable import DurableAgent
     from perdure.agent.team import Team
     from perdure.agent.tools import tool
+    from perdure.agent.triggers import cron, on
     from perdure.client import Client, RunHandle
     from perdure.config.callbacks import on_config
     from perdure.config.messages import ConfigUpdate
@@ -41,6 +42,8 @@ _HOMES = {
     "StepFailed": "perdure.errors",
     "Team": "perdure.agent.team",
     "on_config": "perdure.config.callbacks",
+    "cron": "perdure.agent.triggers",
+    "on": "perdure.agent.triggers",
     "run_agent": "perdure.runner.runner",
     "tool": "perdure.agent.tools",
     "workflow": "perdure.engine",
@@ -63,6 +66,8 @@ __all__ = [
     "StepContext",
     "StepFailed",
     "Team",
+    "cron",
+    "on",
     "on_config",
     "run_agent",
     "tool",

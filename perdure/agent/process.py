@@ -8,12 +8,13 @@ from typing import ClassVar
 import structlog
 
 from perdure.agent.base import BaseAgent, Resources
+from perdure.agent.intake import Triggers
 from perdure.bus.service import Service
 from perdure.config.callbacks import call_back
 from perdure.config.client import CALLBACK, ConfigClient
 from perdure.config.messages import ConfigUpdate
 from perdure.config.snapshot import AgentConfig
-from perdure.engine.clock import Clock
+from perdure.engine.clock import Clock, SystemClock
 from perdure.engine.hot_state import HotState
 from perdure.engine.worker import Worker
 from perdure.errors import SetupError
@@ -45,6 +46,7 @@ class AgentProcess(Service):
         self._agent: BaseAgent | None = None
         self._config: ConfigClient | None = None
         self._worker: Worker | None = None
+        self._triggers: Triggers | None = None
 
     @property
     def name(self) -> str:
@@ -103,6 +105,8 @@ class AgentProcess(Service):
             linger=self._linger,
         )
         await self._worker.start()
+        self._triggers = Triggers(self._agent, workflows, self._agent.resources, self._clock or SystemClock())
+        await self._triggers.start()
 
     async def abort(self) -> None:
         """End as a killed process does: nothing is drained, given back or said. For tests of authors."""
@@ -111,7 +115,9 @@ class AgentProcess(Service):
         await self.stop()
 
     async def on_stop(self) -> None:
-        """Drain the runs, then let the agent close what it opened."""
+        """Take no more messages, drain the runs, then let the agent close what it opened."""
+        if self._triggers is not None:
+            await self._triggers.stop()
         if self._worker is not None:
             await self._worker.drain()
         if self._agent is not None and self._agent._resources is not None:  # noqa: SLF001 -- bound by this class
@@ -125,6 +131,8 @@ class AgentProcess(Service):
             await self._config.reconcile()
         if self._worker is not None:
             await self._worker.on_reconnect()
+        if self._triggers is not None:
+            self._triggers.reset()
 
     # -- configuration, as the worker asks for it ---------------------------------------------------------------------
 

@@ -1,0 +1,114 @@
+"""Schedules in the five fields of cron: minute, hour, day of month, month, day of week."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
+
+_FIELDS = (("minute", 0, 59), ("hour", 0, 23), ("day of month", 1, 31), ("month", 1, 12), ("day of week", 0, 7))
+_NAMES = {
+    3: {
+        name: at
+        for at, name in enumerate(
+            ["jan", "feb", "mar", "apr", "may", "jun", "jul", "aug", "sep", "oct", "nov", "dec"], start=1
+        )
+    },
+    4: {name: at for at, name in enumerate(["sun", "mon", "tue", "wed", "thu", "fri", "sat"])},
+}
+_SHORT = {
+    "@hourly": "0 * * * *",
+    "@daily": "0 0 * * *",
+    "@weekly": "0 0 * * 0",
+    "@monthly": "0 0 1 * *",
+    "@yearly": "0 0 1 1 *",
+}
+_PART = re.compile(r"(?P<first>\*|\w+)(?:-(?P<last>\w+))?(?:/(?P<every>\d+))?")
+_LOOK_AHEAD = 366 * 5
+
+
+@dataclass(frozen=True, slots=True)
+class Schedule:
+    """A parsed schedule in a time zone; `next_after` gives its moments."""
+
+    text: str
+    zone: ZoneInfo
+    minutes: frozenset[int]
+    hours: frozenset[int]
+    days: frozenset[int]
+    months: frozenset[int]
+    weekdays: frozenset[int]
+    any_day: bool
+    any_weekday: bool
+
+    @classmethod
+    def parse(cls, text: str, timezone: str = "UTC") -> Schedule:
+        """Read `0 9 * * mon-fri` or `@daily`. Raises `ValueError` naming the field that makes no sense."""
+        fields = _SHORT.get(text.strip(), text).split()
+        if len(fields) != 5:
+            raise ValueError(f"schedule {text!r} must have 5 fields: minute hour day-of-month month day-of-week")
+        try:
+            zone = ZoneInfo(timezone)
+        except (ZoneInfoNotFoundError, ValueError) as error:
+            raise ValueError(f"schedule {text!r}: there is no time zone {timezone!r}") from error
+        minutes, hours, days, months, weekdays = (_field(text, at, said) for at, said in enumerate(fields))
+        return cls(
+            " ".join(fields), zone, minutes, hours, days, months,
+            frozenset(day % 7 for day in weekdays), fields[2] == "*", fields[4] == "*",
+        )  # fmt: skip
+
+    def _day_matches(self, day: datetime) -> bool:
+        if day.month not in self.months:
+            return False
+        in_month, in_week = day.day in self.days, day.isoweekday() % 7 in self.weekdays
+        if self.any_day or self.any_weekday:
+            return in_month and in_week
+        return in_month or in_week  # cron's own rule: both given means either
+
+    def next_after(self, moment: datetime) -> datetime | None:
+        """The first moment after `moment` (both in UTC); None when there is none within five years.
+
+        A local time that a clock change skips is passed over, one that comes twice counts once.
+        """
+        local = moment.astimezone(self.zone)
+        day = local.replace(hour=0, minute=0, second=0, microsecond=0, tzinfo=None)
+        for _ in range(_LOOK_AHEAD):
+            if self._day_matches(day):
+                for hour in sorted(self.hours):
+                    for minute in sorted(self.minutes):
+                        wall = day.replace(hour=hour, minute=minute, tzinfo=self.zone)
+                        found = wall.astimezone(UTC)
+                        exists = found.astimezone(self.zone).replace(tzinfo=None) == wall.replace(tzinfo=None)
+                        if exists and found > moment:
+                            return found
+            day += timedelta(days=1)
+        return None
+
+
+def _field(text: str, at: int, said: str) -> frozenset[int]:
+    name, lowest, highest = _FIELDS[at]
+    found: set[int] = set()
+    for part in said.lower().split(","):
+        match = _PART.fullmatch(part)
+        if match is None:
+            raise ValueError(f"schedule {text!r}: {name} {part!r} is not understood")
+        every = int(match["every"] or 1)
+        if match["first"] == "*":
+            first, last = lowest, highest
+        else:
+            first = _number(text, at, match["first"])
+            last = _number(text, at, match["last"]) if match["last"] else (highest if match["every"] else first)
+        if not (lowest <= first <= last <= highest) or every < 1:
+            raise ValueError(f"schedule {text!r}: {name} {part!r} is not within {lowest} to {highest}")
+        found.update(range(first, last + 1, every))
+    return frozenset(found)
+
+
+def _number(text: str, at: int, said: str) -> int:
+    names = _NAMES.get(at, {})
+    if said in names:
+        return names[said]
+    if not said.isdigit():
+        raise ValueError(f"schedule {text!r}: {_FIELDS[at][0]} {said!r} is not understood")
+    return int(said)

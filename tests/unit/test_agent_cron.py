@@ -1,0 +1,68 @@
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from itertools import islice
+
+import pytest
+
+from perdure.agent.cron import Schedule
+
+
+def moments(text, start, timezone="UTC", count=3):
+    def walk(moment):
+        schedule = Schedule.parse(text, timezone)
+        while (moment := schedule.next_after(moment)) is not None:
+            yield moment
+
+    return [one.strftime("%Y-%m-%d %H:%M") for one in islice(walk(start), count)]
+
+
+def at(*parts):
+    return datetime(*parts, tzinfo=UTC)
+
+
+@pytest.mark.parametrize(
+    ("text", "start", "expected"),
+    [
+        ("* * * * *", at(2026, 1, 1, 0, 0, 30), ["2026-01-01 00:01", "2026-01-01 00:02", "2026-01-01 00:03"]),
+        ("*/20 * * * *", at(2026, 1, 1), ["2026-01-01 00:20", "2026-01-01 00:40", "2026-01-01 01:00"]),
+        ("0 9 * * mon-fri", at(2026, 1, 2, 10), ["2026-01-05 09:00", "2026-01-06 09:00", "2026-01-07 09:00"]),
+        ("30 6 1,15 * *", at(2026, 1, 2), ["2026-01-15 06:30", "2026-02-01 06:30", "2026-02-15 06:30"]),
+        ("0 0 29 feb *", at(2026, 1, 1), ["2028-02-29 00:00"]),
+        ("0 0 13 * fri", at(2026, 2, 1), ["2026-02-06 00:00", "2026-02-13 00:00", "2026-02-20 00:00"]),
+        ("0 12 * * 7", at(2026, 1, 1), ["2026-01-04 12:00", "2026-01-11 12:00", "2026-01-18 12:00"]),
+        ("@monthly", at(2026, 1, 1), ["2026-02-01 00:00", "2026-03-01 00:00", "2026-04-01 00:00"]),
+    ],
+)
+def test_the_moments_of_a_schedule(text, start, expected):
+    assert moments(text, start)[: len(expected)] == expected
+
+
+def test_a_schedule_keeps_local_time_over_clock_changes():
+    # Rome goes to summer time on 2026-03-29: 02:30 does not exist on that day
+    assert moments("30 2 * * *", at(2026, 3, 27, 12), "Europe/Rome") == [
+        "2026-03-28 01:30", "2026-03-30 00:30", "2026-03-31 00:30",
+    ]  # fmt: skip
+    # and back on 2026-10-25: 02:30 comes twice and counts once
+    assert moments("30 2 * * *", at(2026, 10, 24, 12), "Europe/Rome", count=2) == [
+        "2026-10-25 00:30",
+        "2026-10-26 01:30",
+    ]
+
+
+def test_a_day_that_never_comes_has_no_moment():
+    assert moments("0 0 31 feb *", at(2026, 1, 1)) == []
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "* * * *", "60 * * * *", "* 24 * * *", "5-1 * * * *", "*/0 * * * *", "x * * * *", "* * 0 * *", "* * * 13 *"],
+)
+def test_a_schedule_that_makes_no_sense_is_refused(text):
+    with pytest.raises(ValueError, match="schedule"):
+        Schedule.parse(text)
+
+
+def test_an_unknown_time_zone_is_refused():
+    with pytest.raises(ValueError, match="Nowhere"):
+        Schedule.parse("* * * * *", "Nowhere/Land")
