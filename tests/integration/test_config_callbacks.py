@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from typing import ClassVar
+
 from perdure import BaseAgent, on_config, workflow
 from tests.integration.agent_support import configure
 from tests.platform import in_process
@@ -8,7 +10,7 @@ from tests.support import eventually
 
 class Greeter(BaseAgent):
     name = "greeter"
-    seen: list[tuple[str, object, object]] = []
+    seen: ClassVar[list[tuple[str, object, object]]] = []
 
     @workflow
     async def run(self, ctx, task):
