@@ -53,6 +53,7 @@ CREATE TABLE runs (
   seq_floor        bigint NOT NULL DEFAULT 0,            -- seqs up to here were used, by an end that was taken back
   end_seq          bigint,                               -- seq of the terminal event
   dispatched_at    timestamptz NOT NULL DEFAULT now(),   -- the last wake-up sent for it
+  dispatches       smallint NOT NULL DEFAULT 0,          -- how often a wake-up was repeated while it is pending
   created_at       timestamptz NOT NULL DEFAULT now(),
   started_at       timestamptz,
   finished_at      timestamptz

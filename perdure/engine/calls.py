@@ -249,27 +249,35 @@ class Gather(Call[list[Any]]):
         for part in parts:
             if isinstance(part, Call):
                 if part.begun or part.branch is not branch:
-                    raise WorkflowMisuse("ctx.gather takes fresh ctx calls of its own branch")
+                    raise WorkflowMisuse(f"ctx.{self.kind} takes fresh ctx calls of its own branch")
             elif not asyncio.iscoroutine(part):
-                raise TypeError(f"ctx.gather takes ctx calls and coroutines, not {type(part).__name__}")
+                raise TypeError(f"ctx.{self.kind} takes ctx calls and coroutines, not {type(part).__name__}")
+
+    @property
+    def parts(self) -> tuple[Any, ...]:
+        """What it waits for."""
+        return self._parts
 
     def begin(self) -> None:
         """Begin every part, in the order given."""
-        from perdure.engine.execution import Branch as NewBranch  # noqa: PLC0415 -- the execution is made of calls
-
         self.begun = True
         if not self._parts:
             self.resolve([])
         for index, part in enumerate(self._parts):
-            if isinstance(part, Call):
-                part.parent, part.index = self, index
-                part.begin()
-            else:
-                line = NewBranch(self.execution, f"{self.path}.{index + 1}.")
-                self._branches[index] = line
-                self.execution.active += 1
-                line.task = self.execution.spawn(self._run(line, part))
-                line.task.add_done_callback(functools.partial(self._branch_done, index, part))
+            self._begin_part(index, part)
+
+    def _begin_part(self, index: int, part: Any) -> None:
+        from perdure.engine.execution import Branch as NewBranch  # noqa: PLC0415 -- the execution is made of calls
+
+        if isinstance(part, Call):
+            part.parent, part.index = self, index
+            part.begin()
+            return
+        line = NewBranch(self.execution, f"{self.path}.{index + 1}.")
+        self._branches[index] = line
+        self.execution.active += 1
+        line.task = self.execution.spawn(self._run(line, part))
+        line.task.add_done_callback(functools.partial(self._branch_done, index, part))
 
     @staticmethod
     async def _run(line: Branch, coroutine: Any) -> tuple[Any, BaseException | None]:

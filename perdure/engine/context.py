@@ -11,15 +11,25 @@ from hashlib import blake2b
 from typing import TYPE_CHECKING, Any, TypeVar, overload
 
 from perdure import subjects
-from perdure.engine.calls import Gather
 from perdure.engine.codec import encode, identity, short_hash
+from perdure.engine.context_parallel import ParallelContext
 from perdure.engine.definition import StepInjected
 from perdure.engine.retry import Retry
 from perdure.engine.rows import JournalRow
 from perdure.engine.runs import new_start
 from perdure.engine.steps import StepCall, TransactionCall
 from perdure.engine.values import Now, Random, Uuid
-from perdure.engine.waits import AdoptCall, ChildCall, RecordCall, SignalCall, SleepCall, one_line, seconds_of
+from perdure.engine.waits import (
+    AdoptCall,
+    ChildCall,
+    RecordCall,
+    SignalCall,
+    SleepCall,
+    SleepUntilCall,
+    moment_of,
+    one_line,
+    seconds_of,
+)
 from perdure.errors import RunContinued, WorkflowMisuse
 
 if TYPE_CHECKING:
@@ -38,7 +48,7 @@ class ChildRun:
     agent: str
 
 
-class Context(StepInjected):
+class Context(ParallelContext, StepInjected):
     """What a workflow may do that outlives its process.
 
     Everything that is awaited here is journaled: after a crash the code runs again from its beginning, and what has an
@@ -164,14 +174,6 @@ class Context(StepInjected):
             None if timeout is None else seconds_of(timeout, what=f"timeout of transaction {name!r}"),
         )
 
-    def gather(self, *aws: Awaitable[Any]) -> Awaitable[list[Any]]:
-        """Wait for all of `aws` at once: `ctx` calls, or coroutines that use `ctx`. Results in the order given.
-
-        The first failure cancels the others and is raised. Each coroutine is a branch with positions of its own.
-        """
-        execution = self._execution
-        return Gather(execution, execution.branch(), aws)
-
     # -- waits --------------------------------------------------------------------------------------------------------
 
     def sleep(self, name: str | Duration, seconds: Duration | None = None) -> Awaitable[None]:
@@ -182,6 +184,17 @@ class Context(StepInjected):
         wait = seconds_of(name if seconds is None else seconds, what="the duration of ctx.sleep")
         execution = self._execution
         return SleepCall(execution, execution.branch(), title, identity(title, (wait,), {}), wait)
+
+    def sleep_until(self, name: str | datetime, moment: datetime | None = None) -> Awaitable[None]:
+        """Wait until `moment`, an aware datetime; at once when it is past. The name may be left out.
+
+        `moment` must be the same on replay: from `ctx.now()`, the task or a step, not from the machine's clock. Raises
+        `ValueError` for a datetime without a time zone.
+        """
+        title = one_line(name, what="a sleep's name") if isinstance(name, str) else "sleep"
+        until = moment_of(name if moment is None else moment, what="the moment of ctx.sleep_until")
+        execution = self._execution
+        return SleepUntilCall(execution, execution.branch(), title, identity(title, (until.isoformat(),), {}), until)
 
     def wait_signal(self, name: str, timeout: Duration | None = None) -> Awaitable[Any]:
         """The payload of the next signal `name`, first in, first out; one sent before the wait counts.

@@ -117,6 +117,7 @@ class Execution:
         self._next_handover = self.last_seq + 1
         self._settled: dict[int, JournalRow | None] = {}
         self.taken: set[int] = set()  # the signals that calls of this execution have taken
+        self.given_back: dict[str, dict[int, str]] = {}  # signals consumed by waits that were over: payloads by seq
         self.unwritten_patches: dict[int, JournalRow] = {}
         self._pumping = False
         self._linger: asyncio.TimerHandle | None = None
@@ -205,12 +206,12 @@ class Execution:
         if self.closed or self.leaving or "!cancel" in self.calls:
             return
         self.cancel_reason = reason
+        self.host.loop.call_later(self.host.cancel_grace, self._cancel_by_force)
         if "!cancel" in self.history_paths:
             return
         from perdure.engine.calls import CancelCall  # noqa: PLC0415 -- calls are made of the execution
 
         CancelCall(self).begin()
-        self.host.loop.call_later(self.host.cancel_grace, self._cancel_by_force)
 
     def _cancel_by_force(self) -> None:
         """The code does not give way (it waits for something of its own): the run ends without it.
@@ -219,8 +220,8 @@ class Execution:
         """
         if self.closed or self.leaving:
             return
-        waiting = self.root.waiting_on
-        if waiting is not None and not waiting.abandoned and self.calls["!cancel"].done:
+        waiting, told = self.root.waiting_on, self.calls.get("!cancel")
+        if self.replaying or (waiting is not None and not waiting.abandoned and told is not None and told.done):
             self.host.loop.call_later(self.host.cancel_grace, self._cancel_by_force)
         else:
             self._end_cancelled_or_failed(asyncio.CancelledError())

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from perdure.engine.calls import Call
@@ -29,8 +29,7 @@ class Wait(Call[Any]):
     def go_live(self) -> None:
         """Write the open row, or go on from it."""
         if self._opened is None and self._needs_opening():
-            due = None if self._seconds is None else self.after(self._seconds)
-            self.write(self.row("open", self._opening(), due_at=due), self._start())
+            self.write(self.row("open", self._opening(), due_at=self._due()), self._start())
             return
         if self._opened is not None and self._opened.due_at is not None:
             self.set_timer(self._opened.due_at)
@@ -53,6 +52,9 @@ class Wait(Call[Any]):
         """The time is over: that is an outcome, and journaled as one."""
         self.stop_looking()
         self.write(self.row("timeout"))
+
+    def _due(self) -> datetime | None:
+        return None if self._seconds is None else self.after(self._seconds)
 
     def _needs_opening(self) -> bool:
         return self._seconds is not None
@@ -85,6 +87,19 @@ class SleepCall(Wait):
         self.write(self.row("ok"))
 
 
+class SleepUntilCall(SleepCall):
+    """A durable sleep to a moment."""
+
+    __slots__ = ("_moment",)
+
+    def __init__(self, execution: Execution, branch: Branch, name: str, digest: str, moment: datetime) -> None:
+        super().__init__(execution, branch, name, digest, 0.0)
+        self._moment = moment
+
+    def _due(self) -> datetime:
+        return self._moment
+
+
 class SignalCall(Wait):
     """Waits for the next signal of a name, first in, first out."""
 
@@ -92,9 +107,30 @@ class SignalCall(Wait):
     __slots__ = ()
 
     def look(self) -> None:
-        """Wait under the signal's name, and read the mailbox."""
+        """Take a signal that an earlier wait gave back; else wait under the signal's name, and read the mailbox."""
         self.signal = self.name
-        self.execution.host.want_signals(self.execution)
+        if back := self.execution.given_back.get(self.name):
+            seq = min(back)
+            self.take(seq, back.pop(seq))
+        else:
+            self.execution.host.want_signals(self.execution)
+
+    def on_row(self, row: JournalRow) -> None:
+        """A signal that is consumed is nobody else's."""
+        if row.signal_seq is not None:
+            self.execution.given_back.get(self.name, {}).pop(row.signal_seq, None)
+        super().on_row(row)
+
+    def passed_over(self, row: JournalRow) -> None:
+        """The signal came when its wait was over already (it lost a race): the next wait gets it."""
+        if row.signal_seq is None or row.result is None:
+            return
+        execution = self.execution
+        execution.given_back.setdefault(self.name, {})[row.signal_seq] = row.result
+        if not execution.replaying:
+            waiting = (call for call in execution.pending.values() if isinstance(call, SignalCall))
+            if call := next((call for call in waiting if call.signal == self.name), None):
+                call.look()
 
     def take(self, seq: int, payload: str) -> None:
         """The signal `seq` is this call's: consuming it is part of the journal write."""
@@ -271,3 +307,12 @@ def seconds_of(value: Any, *, what: str) -> float:
     if not 0 <= value < 10**10:
         raise ValueError(f"{what} must be a number of seconds from 0 on, not {value}")
     return float(value)
+
+
+def moment_of(value: Any, *, what: str) -> datetime:
+    """A moment in UTC. Raises `TypeError` or `ValueError` naming `what` for anything else."""
+    if not isinstance(value, datetime):
+        raise TypeError(f"{what} must be a datetime, not {type(value).__name__}")
+    if value.tzinfo is None:
+        raise ValueError(f"{what} has no time zone: {value.isoformat()}; give one, like ctx.now() has")
+    return value.astimezone(UTC)

@@ -48,7 +48,7 @@ UPDATE runs SET
   waiting_children = NULL, started_at = COALESCE(runs.started_at, now()),
   config_hash = COALESCE(runs.config_hash, $4), config_revision = COALESCE(runs.config_revision, $5),
   version = wanted.version, source_hash = COALESCE(runs.source_hash, wanted.source_hash),
-  attempts = runs.attempts + 1
+  attempts = runs.attempts + 1, dispatches = 0
 FROM wanted WHERE runs.run_id = wanted.run_id
 RETURNING runs.run_id, runs.epoch, runs.workflow, runs.version, runs.session_id, runs.parent_run_id, runs.parent_path,
           runs.task, runs.attempts, runs.config_revision, runs.config_hash, runs.cancel_reason, runs.started_at,
@@ -175,7 +175,8 @@ UPDATE runs SET status = 'pending', wake_at = NULL, dispatched_at = now()
 FROM (
   SELECT r.run_id FROM runs AS r
   WHERE r.run_id = ANY($1::text[]) AND r.status = 'waiting' AND (
-    r.cancel_reason IS NOT NULL
+    (r.cancel_reason IS NOT NULL AND NOT EXISTS (  -- a run that has heard of it may wait while it tidies up
+      SELECT 1 FROM journal AS j WHERE j.run_id = r.run_id AND j.seq > r.base_seq AND j.kind = 'cancel'))
     OR EXISTS (SELECT 1 FROM signals AS s
                WHERE s.run_id = r.run_id AND NOT s.consumed AND s.name = ANY(r.waiting_signals))
     OR EXISTS (SELECT 1 FROM runs AS c WHERE c.run_id = ANY(r.waiting_children) AND c.finished_at IS NOT NULL))
@@ -294,12 +295,15 @@ RETURNING runs.run_id, runs.agent_name
 SELECT min(wake_at) AS wake_at FROM runs WHERE status = 'waiting' AND wake_at IS NOT NULL
 
 -- name: stale_pending
--- The work outbox: a pending run whose wake-up may have been lost is dispatched again. A run that stands behind an
--- earlier turn of its session is left alone.
-UPDATE runs SET dispatched_at = clock_timestamp()
+-- The work outbox: a pending run whose wake-up may have been lost is dispatched again, each time after twice as long (a
+-- minute at most), so that the runs of an agent that is down do not fill the stream. A run that stands behind an earlier
+-- turn of its session is left alone.
+UPDATE runs SET dispatched_at = clock_timestamp(), dispatches = LEAST(runs.dispatches + 1, 30)
 FROM (
   SELECT r.run_id FROM runs AS r
   WHERE r.status = 'pending' AND r.dispatched_at <= clock_timestamp() - $1 * interval '1 second'
+    AND r.dispatched_at <= clock_timestamp()
+        - LEAST($1 * power(2, r.dispatches), GREATEST($1, 60.0)) * interval '1 second'
     AND (r.session_id IS NULL OR NOT EXISTS (
       SELECT 1 FROM runs AS earlier
       WHERE earlier.agent_name = r.agent_name AND earlier.session_id = r.session_id

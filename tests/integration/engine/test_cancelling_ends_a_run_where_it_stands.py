@@ -52,6 +52,13 @@ class Stubborn(BaseAgent):
             await ctx.step("unbook", self.unbook)
             raise
 
+    async def tidy_slowly(self, ctx: Context) -> None:
+        try:
+            await ctx.wait_signal("never")
+        except asyncio.CancelledError:
+            await ctx.wait_signal("tidied")
+            raise
+
     async def carries_on(self, ctx: Context) -> str:
         try:
             await ctx.sleep(3600)
@@ -113,6 +120,22 @@ async def test_what_a_run_tidies_up_is_journaled_and_may_take_its_time(stubborn)
     process.agent.tidied.set()
     run = await until(platform, run_id, "cancelled")
     assert [step["name"] for step in run["steps"]] == ["cancel", "unbook"]
+
+
+async def test_a_run_that_tidies_up_may_wait_and_leaves_memory_meanwhile(stubborn):
+    platform, process = stubborn
+    process.worker.linger = 30.0
+    run_id = await start(platform, process, "tidy_slowly")
+    await platform.request("run.cancel", {"run_id": run_id})
+    execution = process.worker.executions[run_id]
+    await eventually(lambda: any(call.signal == "tidied" for call in execution.pending.values()))
+    process.worker.linger = 0.0
+    await lose(process, execution)
+    run = await until(platform, run_id, "waiting")
+    assert run["waiting_for"] == ["tidied"]
+    assert (await platform.run(run_id))["epoch"] == run["epoch"], "the cancellation does not wake it again and again"
+    await platform.request("run.signal", {"run_id": run_id, "name": "tidied", "payload": None})
+    assert (await until(platform, run_id, "cancelled", "completed", "failed"))["status"] == "cancelled"
 
 
 async def test_a_run_may_answer_a_cancellation_with_a_result(stubborn):

@@ -7,7 +7,7 @@ import pytest
 
 from perdure.agent.base import BaseAgent
 from perdure.engine import Context, workflow
-from perdure.errors import Conflict, RunFailed
+from perdure.errors import Conflict, PermanentError, RunFailed, StepFailed
 from tests.engine_support import at_rest, signal, until
 from tests.platform import in_process
 from tests.support import eventually
@@ -35,18 +35,19 @@ class Family(BaseAgent):
 
     @workflow
     async def race(self, ctx: Context, task: dict) -> str:
+        failing = asyncio.Event()
+
         async def call() -> Any:
-            await ctx.step("first", self.nothing)
+            await failing.wait()  # the failure's row is on its way, and nobody has heard of it
             return await ctx.call("family", "wait", workflow="child", run_id=f"{ctx.run_id}-child")
 
         async def fail() -> None:
-            await ctx.step("second", self.nothing)
-            await ctx.step("third", self.nothing)
-            raise ValueError("enough")
+            failing.set()
+            raise PermanentError("enough")
 
         try:
-            await ctx.gather(call(), fail())
-        except ValueError:
+            await ctx.gather(call(), ctx.step("fails", fail))
+        except StepFailed:
             await ctx.step("after", self.nothing)
         return "done"
 
@@ -133,11 +134,7 @@ async def test_a_child_on_its_way_when_its_branch_is_cancelled_is_cancelled_too(
     for run_id in run_ids:
         assert (await until(platform, run_id, "completed"))["output"] == "done"
 
-    async def none_is_left() -> bool:
-        found = (await platform.request("run.list", {"limit": 100}))["runs"]
-        return all(run["finished_at"] for run in found)
-
-    await eventually(none_is_left)
+        await until(platform, f"{run_id}-child", "cancelled")
 
 
 async def test_a_parent_that_leaves_memory_leaves_its_children_alone(family):

@@ -177,6 +177,22 @@ async def test_a_process_taken_for_lost_drops_what_it_holds_and_goes_on_under_a_
         assert Working.ran == {"s0": 1, "s1": 2, "s2": 1}
 
 
+async def test_a_process_taken_for_lost_stops_work_that_others_may_have_begun(settings, nc, pool):
+    settings = settings.model_copy(update={"redispatch_after": 0.3})
+    async with in_process(settings, nc) as platform:
+        process = await platform.agent(Working)
+        run_id = await platform.start_run("working", {"steps": 1, "hold": [0]})
+        await eventually(lambda: Working.ran["s0"] == 1)
+        zombie = process.worker.executions[run_id]
+        await process.worker._consumer.stop()  # it does not claim the run again, so nothing but the news stops it
+        await pool.execute("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name LIKE $1",
+                           "%liveness working%")  # fmt: skip
+        await eventually(lambda: zombie.closed and process.worker.steps_running == 0)
+        Working.gate.set()
+        await platform.agent(Working)
+        await until(platform, run_id, "completed")
+
+
 async def test_past_its_lease_a_process_begins_no_step(settings, nc, monkeypatch):
     monkeypatch.setattr("perdure.engine.claims.AUDIT_EVERY", 0.2)
     async with in_process(settings, nc) as platform:
