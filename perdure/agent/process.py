@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Mapping
-from typing import ClassVar
+from importlib import import_module
+from typing import TYPE_CHECKING, ClassVar
 
 import structlog
 
@@ -20,6 +22,9 @@ from perdure.engine.worker import Worker
 from perdure.errors import SetupError
 from perdure.observe.logging import set_level
 from perdure.settings import Settings
+
+if TYPE_CHECKING:
+    from perdure.agent.prompt_protocol import PromptProtocol
 
 log = structlog.get_logger(__name__)
 
@@ -47,6 +52,7 @@ class AgentProcess(Service):
         self._config: ConfigClient | None = None
         self._worker: Worker | None = None
         self._triggers: Triggers | None = None
+        self._protocol: PromptProtocol | None = None
 
     @property
     def name(self) -> str:
@@ -107,6 +113,11 @@ class AgentProcess(Service):
         await self._worker.start()
         self._triggers = Triggers(self._agent, workflows, self._agent.resources, self._clock or SystemClock())
         await self._triggers.start()
+        if "run" in workflows:
+            # in a thread: it brings every kind of agent along, which an agent without a model has not loaded
+            module = await asyncio.to_thread(import_module, "perdure.agent.prompt_protocol")
+            self._protocol = module.PromptProtocol(self._agent, self._agent.resources, version=self.version)
+            await self._protocol.start()
 
     async def abort(self) -> None:
         """End as a killed process does: nothing is drained, given back or said. For tests of authors."""
@@ -116,6 +127,8 @@ class AgentProcess(Service):
 
     async def on_stop(self) -> None:
         """Take no more messages, drain the runs, then let the agent close what it opened."""
+        if self._protocol is not None:
+            await self._protocol.stop()
         if self._triggers is not None:
             await self._triggers.stop()
         if self._worker is not None:
