@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +14,18 @@ from perdure.agent.durable import DurableAgent
 AGENTS = Path(__file__).parents[2] / "agents"
 
 
-def load(name: str) -> DurableAgent:
-    """The ready agent of `agents/<name>.py`."""
+def program(name: str) -> Any:
+    """The module `agents/<name>.py`."""
     spec = importlib.util.spec_from_file_location(f"agents_{name}", AGENTS / f"{name}.py")
     module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # annotations are looked up there
     spec.loader.exec_module(module)
-    return module.agent
+    return module
+
+
+def load(name: str) -> DurableAgent:
+    """The ready agent of `agents/<name>.py`."""
+    return program(name).agent
 
 
 async def output(platform: Any, agent: str, task: Any, **more: Any) -> Any:
