@@ -118,6 +118,7 @@ class Execution:
         self._settled: dict[int, JournalRow | None] = {}
         self.taken: set[int] = set()  # the signals that calls of this execution have taken
         self.given_back: dict[str, dict[int, str]] = {}  # signals consumed by waits that were over: payloads by seq
+        self.on_their_way_back: dict[str, int] = {}  # such signals whose rows are not handed over yet
         self.unwritten_patches: dict[int, JournalRow] = {}
         self._pumping = False
         self._linger: asyncio.TimerHandle | None = None

@@ -104,16 +104,37 @@ class SignalCall(Wait):
     """Waits for the next signal of a name, first in, first out."""
 
     kind = "signal"
-    __slots__ = ()
+    __slots__ = ("_deferred", "_taken")
+
+    def __init__(self, execution: Execution, branch: Branch, name: str, digest: str, seconds: float | None) -> None:
+        super().__init__(execution, branch, name, digest, seconds)
+        self._taken = False
+        self._deferred = False  # until an earlier signal, which is on its way back, is there
 
     def look(self) -> None:
         """Take a signal that an earlier wait gave back; else wait under the signal's name, and read the mailbox."""
-        self.signal = self.name
-        if back := self.execution.given_back.get(self.name):
+        execution = self.execution
+        if back := execution.given_back.get(self.name):
             seq = min(back)
             self.take(seq, back.pop(seq))
+        elif execution.on_their_way_back.get(self.name):
+            self._deferred = True
         else:
-            self.execution.host.want_signals(self.execution)
+            self.signal = self.name
+            execution.host.want_signals(execution)
+
+    def take(self, seq: int, payload: str) -> None:
+        """The signal `seq` is this call's: consuming it is part of the journal write."""
+        self._taken = True
+        self.stop_looking()
+        self.stop_timer()
+        self.due_at = None
+        self.write(self.row("ok", payload, signal_seq=seq))
+
+    def on_due(self) -> None:
+        """The time is over."""
+        self._deferred = False
+        super().on_due()
 
     def on_row(self, row: JournalRow) -> None:
         """A signal that is consumed is nobody else's."""
@@ -121,23 +142,26 @@ class SignalCall(Wait):
             self.execution.given_back.get(self.name, {}).pop(row.signal_seq, None)
         super().on_row(row)
 
+    def abandon(self) -> None:
+        """A signal that was taken is the next wait's, once this call's row is there."""
+        if self._taken and not self.done and not self.abandoned:
+            coming = self.execution.on_their_way_back
+            coming[self.name] = coming.get(self.name, 0) + 1
+        super().abandon()
+
     def passed_over(self, row: JournalRow) -> None:
         """The signal came when its wait was over already (it lost a race): the next wait gets it."""
-        if row.signal_seq is None or row.result is None:
-            return
         execution = self.execution
-        execution.given_back.setdefault(self.name, {})[row.signal_seq] = row.result
-        if not execution.replaying:
-            waiting = (call for call in execution.pending.values() if isinstance(call, SignalCall))
-            if call := next((call for call in waiting if call.signal == self.name), None):
+        if row.signal_seq is None:
+            return
+        if self._taken:
+            execution.on_their_way_back[self.name] -= 1
+        if row.result is not None:
+            execution.given_back.setdefault(self.name, {})[row.signal_seq] = row.result
+        for call in list(execution.pending.values()):
+            if isinstance(call, SignalCall) and call.name == self.name and call._deferred:  # noqa: SLF001 -- its own kind
+                call._deferred = False  # noqa: SLF001
                 call.look()
-
-    def take(self, seq: int, payload: str) -> None:
-        """The signal `seq` is this call's: consuming it is part of the journal write."""
-        self.stop_looking()
-        self.stop_timer()
-        self.due_at = None
-        self.write(self.row("ok", payload, signal_seq=seq))
 
 
 class ChildCall(Wait):
