@@ -18,7 +18,7 @@ SELECT run_id, task_hash, status FROM runs WHERE run_id = ANY($1::text[])
 
 -- name: get
 SELECT run_id, agent_name, workflow, version, source_hash, session_id, parent_run_id, task, status, epoch, process_id,
-       attempts, wake_at, waiting_signals, waiting_children, cancel_reason, pause_reason, output, error,
+       attempts, wake_at, waiting_signals, waiting_children, cancel_reason, output, error,
        config_revision, end_seq, created_at, started_at, finished_at
 FROM runs WHERE run_id = $1
 
