@@ -16,6 +16,7 @@ from perdure.agent.companions import Companions
 from perdure.agent.conversations import prune
 from perdure.agent.delegation import agent_tool, handoff_tool
 from perdure.agent.hooks import HookChain, Hooks
+from perdure.agent.memory import Memory
 from perdure.agent.model import AgentModel
 from perdure.agent.persona import Persona
 from perdure.agent.session import Sessions
@@ -97,6 +98,7 @@ class DurableAgent(BaseAgent):
         self.parallel_tools = parallel_tools
         self.stream = stream
         self.sessions = Sessions(self.name)
+        self.memory = Memory(self)
         self.hooks = HookChain(hooks)
         self._pruning: asyncio.Task[None] | None = None
         if self.Settings is not None and not self.toolbox.sources:

@@ -12,6 +12,7 @@ import structlog
 from perdure.agent.asking import Spent, ask, check_budget
 from perdure.agent.calling import run_calls
 from perdure.agent.handoff import CONTEXT, hand_over, target_of
+from perdure.agent.memory import REMEMBER, recalled
 from perdure.agent.session import Opened, dump
 from perdure.agent.settings import AgentSettings
 from perdure.agent.structured import Structured
@@ -73,6 +74,8 @@ class Turn:
     def tools(self, live: AgentSettings) -> Mapping[str, Tool]:
         """The tools that the model may see."""
         toolbox = dict(self.agent.toolbox)
+        if live.memory_enabled:
+            toolbox.setdefault(REMEMBER, self.agent.memory.tool)
         if live.tools_enabled is None:
             return toolbox
         return {name: toolbox[name] for name in live.tools_enabled if name in toolbox}
@@ -90,6 +93,7 @@ class Turn:
             live = self.agent.live(self.ctx.config)
             if iteration == 0:
                 opened = await summarised(self, opened, live)
+                self.notes += await recalled(self, live)
             check_budget(live, self.spent, opened, (self.ctx.now() - began).total_seconds())
             last = iteration + 1 >= (live.max_iterations or self.agent.max_iterations)
             reply = await ask(self, opened, live, iteration, last=last)

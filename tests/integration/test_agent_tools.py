@@ -9,6 +9,7 @@ from pydantic import BaseModel
 from perdure.agent.durable import DurableAgent
 from perdure.agent.tools import tool
 from perdure.engine import Context, Retry, StepContext
+from perdure.engine.codec import short_hash
 from perdure.errors import PermanentError, RetryableError, RunFailed
 from perdure.testing.models import Call, ScriptedModel
 from tests.integration.agent_support import configure, output, results, spoken, transcript
@@ -311,3 +312,26 @@ async def test_an_answer_that_never_fits_fails_the_run(settings, nc):
         with pytest.raises(RunFailed, match="output type"):
             await platform.ask("bob", "go")
     assert len(model.requests) == 4
+
+
+async def test_a_call_that_must_not_be_repeated_is_not_made_again_when_its_outcome_was_lost(settings, nc, pool):
+    made = []
+
+    @tool(idempotent=False)
+    async def launch() -> str:
+        """Launch."""
+        made.append("launched")
+        if len(made) == 1:
+            raise RetryableError("the pad is wet", retry_after=0)  # it says itself that nothing was done
+        return "launched"
+
+    agent = DurableAgent("bob", model=ScriptedModel(Call("launch"), last_results), tools=[launch])
+    async with in_process(settings, nc, agent) as platform:
+        assert await output(platform, "bob", "go") == "launched"
+        assert made == ["launched"] * 2
+        # what a process leaves that was killed after the call began: its start, and no outcome
+        call_id = f"call_{short_hash('lost', '0', '0')}"
+        await pool.execute("INSERT INTO tool_starts (run_id, call_id) VALUES ('lost', $1)", call_id)
+        said = await output(platform, "bob", "go", run_id="lost")
+    assert orjson.loads(said)["error"]["type"] == "OutcomeUnknown"
+    assert made == ["launched"] * 2
