@@ -143,6 +143,7 @@ class Liveness:
             self._offer.names,
             self._offer.versions,
         )
+        await connection.execute(_SQL["hurry_pending"], self._agent_name)
         log.info("process registered", action="process.registered", process_id=self.process_id)
 
     async def _renew(self, connection: Connection, lock_key: int) -> None:

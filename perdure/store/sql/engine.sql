@@ -4,6 +4,15 @@
 INSERT INTO processes (process_id, agent_name, instance_id, lock_key, postmaster_started, lease_until, workflows, versions)
 VALUES ($1, $2, $3, $4, pg_postmaster_start_time(), clock_timestamp() + $5 * interval '1 second', $6::text[], $7::text[])
 
+-- name: hurry_pending
+-- A process that can take these runs is there now: their wake-ups need not keep their long pauses.
+UPDATE runs SET dispatches = 0
+FROM (
+  SELECT r.run_id FROM runs AS r WHERE r.agent_name = $1 AND r.status = 'pending' AND r.dispatches > 0
+  ORDER BY r.run_id FOR NO KEY UPDATE SKIP LOCKED
+) AS waiting
+WHERE runs.run_id = waiting.run_id
+
 -- name: next_lock_key
 SELECT nextval('process_lock_keys')::integer
 
