@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import asyncio
 import shutil
+import signal
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
@@ -38,6 +39,10 @@ from perdure.store.redis import create_redis
 from tests.support import OwnServers, Servers, SharedPostgres, settings_for, temporary_folder
 
 TEMPLATE = "perdure_template"
+
+# A shell that starts the suite in the background makes it ignore Ctrl-C, and every program that a test starts, too.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # structlog's own default draws tracebacks with rich, which looks at source files and so blocks the loop.
 structlog.configure(
