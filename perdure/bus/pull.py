@@ -24,8 +24,8 @@ from perdure.errors import SetupError
 
 log = structlog.get_logger(__name__)
 
-EXPIRES: Final = 20.0  # seconds a pull request stands at the server
-HEARTBEAT: Final = 2.0  # seconds between the server's signs of life while it stands
+EXPIRES: Final = 20.0  # seconds a pull request stands at the server, unless the caller's are fewer
+HEARTBEAT: Final = 2.0  # seconds between the server's signs of life while it stands, at most
 ACK: Final = b"+ACK"
 PASS_ON: Final = b'-NAK {"delay": 50000000}'  # nanoseconds
 
@@ -35,7 +35,8 @@ class PullConsumer:
 
     `room()` is how many messages the caller can take now, `take(message)` is called for each and must not wait; it
     answers with `ack` once the work is safe. What is not acked within `ack_wait` seconds is delivered again, elsewhere
-    if need be. Call `more()` when room has come up.
+    if need be. Call `more()` when room has come up. A request stands `expires` seconds at the server: for so long
+    messages may still go to a process that hangs.
     """
 
     def __init__(
@@ -48,6 +49,7 @@ class PullConsumer:
         room: Callable[[], int],
         take: Callable[[Msg], None],
         ack_wait: float = 30.0,
+        expires: float = EXPIRES,
     ) -> None:
         self._nats = nats
         self._stream = stream
@@ -56,6 +58,8 @@ class PullConsumer:
         self._room = room
         self._take = take
         self._ack_wait = ack_wait
+        self._expires = expires
+        self._heartbeat = min(HEARTBEAT, expires / 2.5)
         self._subscription: Subscription | None = None
         self._inbox = ""
         self._asked = 0  # messages that standing requests may still bring
@@ -78,11 +82,11 @@ class PullConsumer:
                     await asyncio.sleep(0.2)
                     continue
                 self._heard = loop.time()
-                while not self._closed and loop.time() - self._heard < 2.5 * HEARTBEAT:
+                while not self._closed and loop.time() - self._heard < 2.5 * self._heartbeat:
                     self._again.clear()
                     await self._ask()
                     try:
-                        async with asyncio.timeout(HEARTBEAT):
+                        async with asyncio.timeout(self._heartbeat):
                             await self._again.wait()
                     except TimeoutError:
                         continue
@@ -148,7 +152,8 @@ class PullConsumer:
         if room <= 0 or (self._asked > 0 and room < 16):
             return
         self._asked += room
-        request = orjson.dumps({"batch": room, "expires": int(EXPIRES * 1e9), "idle_heartbeat": int(HEARTBEAT * 1e9)})
+        times = {"expires": int(self._expires * 1e9), "idle_heartbeat": int(self._heartbeat * 1e9)}
+        request = orjson.dumps({"batch": room, **times})
         subject = f"$JS.API.CONSUMER.MSG.NEXT.{self._stream}.{self._durable}"
         await self._nats.publish(subject, request, reply=self._inbox)
 

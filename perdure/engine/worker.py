@@ -98,6 +98,7 @@ class Worker:
             durable=agent_name,
             room=self._room,
             take=self._take,
+            expires=settings.lease_seconds / 2,
         )
         self._nudges: Subscription | None = None
         self._draining = False
