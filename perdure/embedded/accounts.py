@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import pwd
 import shutil
 import stat
 import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,6 +19,7 @@ from perdure.errors import SetupError
 
 _PREFERRED = "pgserver"
 _FALLBACK = "nobody"
+_USER_DATABASE = Path("/etc")
 _log = structlog.get_logger()
 
 
@@ -37,8 +41,11 @@ def other_account() -> Account | None:
         return None
     found = _look_up(_PREFERRED)
     if found is None:
-        _create(_PREFERRED)
-        found = _look_up(_PREFERRED) or _look_up(_FALLBACK)
+        with _one_at_a_time():
+            found = _look_up(_PREFERRED)
+            if found is None:
+                _create(_PREFERRED)
+                found = _look_up(_PREFERRED) or _look_up(_FALLBACK)
     if found is None:
         raise SetupError(
             f"Postgres does not run as root, and there is neither a user {_PREFERRED} nor {_FALLBACK}; "
@@ -55,12 +62,26 @@ def _look_up(name: str) -> Account | None:
     return Account(entry.pw_name, entry.pw_uid, entry.pw_gid)
 
 
+@contextmanager
+def _one_at_a_time() -> Iterator[None]:
+    """Hold every other process of ours off while an account is made.
+
+    useradd looks whether the name is taken before it locks the user database: the later of two at the same moment
+    replaces the earlier one's number, and what was handed over to that number belongs to nobody.
+    """
+    folder = os.open(_USER_DATABASE, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        fcntl.flock(folder, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(folder)
+
+
 def _create(name: str) -> None:
     useradd = shutil.which("useradd", path="/usr/sbin:/sbin:/usr/bin:/bin")
     if useradd is None:
         return
-    # Failure is no fault: the fallback is used, and when there is none either the caller says so. Two platforms may
-    # do this at the same moment.
+    # Failure is no fault: the fallback is used, and when there is none either the caller says so.
     subprocess.run(  # noqa: S603  fixed arguments
         [useradd, "--system", "--no-create-home", "--shell", "/usr/sbin/nologin", name],
         check=False,
