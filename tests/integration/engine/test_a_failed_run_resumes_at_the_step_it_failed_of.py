@@ -58,7 +58,10 @@ async def test_the_step_is_tried_again_and_those_before_it_are_not(settings, nc,
         assert failed["error"]["attempts"] == 2
 
         shop.open = True
-        assert (await platform.request("run.resume", {"run_id": run_id}))["status"] == "pending"
+        resumed = await platform.request("run.resume", {"run_id": run_id})
+        assert resumed["status"] in {"pending", "running", "completed"}, (
+            "as far as it has come by the time of the reply"
+        )
         await eventually(lambda: ended("completed"))
         done = await platform.run(run_id)
         assert done["output"] == "order 7 is on its way"
