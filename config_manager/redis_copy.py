@@ -12,6 +12,7 @@ from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
 from config_manager.table import ConfigTable, Hold
+from perdure.store.redis import key_of
 
 KEY: Final = "config:table"
 INTERVAL: Final = 1.0  # seconds between two copies, at least
@@ -27,6 +28,7 @@ class RedisCopy:
         self._redis = redis
         self._table = table
         self._saved: bytes | None = None
+        self._key = key_of(redis, KEY)
 
     async def save(self) -> None:
         """Write the table if it differs from what was written last. Redis being away does no harm."""
@@ -42,7 +44,7 @@ class RedisCopy:
             return
         try:
             async with asyncio.timeout(DEADLINE):
-                await self._redis.set(KEY, data)
+                await self._redis.set(self._key, data)
         except (RedisError, OSError, TimeoutError) as error:
             log.info("the copy in Redis was not written", action="config.copy_failed", error=str(error))
         else:
@@ -52,7 +54,7 @@ class RedisCopy:
         """Fill the table from the copy; False when there is none, or none that can be read."""
         try:
             async with asyncio.timeout(DEADLINE):
-                data = await self._redis.get(KEY)
+                data = await self._redis.get(self._key)
             if data is None:
                 return False
             body = orjson.loads(data)
@@ -66,7 +68,7 @@ class RedisCopy:
             log.warning("the copy in Redis cannot be read", action="config.copy_unreadable", error=str(error))
             return False
         except (ValueError, TypeError, KeyError, AttributeError):
-            log.warning("the copy in Redis is damaged; passed over", action="config.copy_damaged", key=KEY)
+            log.warning("the copy in Redis is damaged; passed over", action="config.copy_damaged", key=self._key)
             return False
         self._table.load(body["revision"], rows, heads)
         self._table.hold(holds)

@@ -45,6 +45,10 @@ class Settings(BaseSettings):
     home: Path = Path(".perdure")
     agents: str = Field("assistant,activation", description="ready agents that `perdure up` starts; empty for none")
 
+    namespace: str = Field(
+        "", pattern=r"^([a-z0-9][a-z0-9-]{0,29})?$", description="environment, such as staging; empty: none"
+    )
+
     # -- this process --
     instance_id: str = Field(default_factory=_new_instance_id, pattern=r"^[A-Za-z0-9_-]{1,128}$")
     log_level: Literal["debug", "info", "warning", "error"] = "info"

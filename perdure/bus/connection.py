@@ -12,6 +12,7 @@ import structlog
 from nats.aio.client import Client, Server
 from nats.errors import SlowConsumerError
 
+from perdure.bus.namespace import client_in
 from perdure.errors import SetupError
 from perdure.settings import Settings
 
@@ -92,7 +93,7 @@ async def connect(
     servers = [server.strip() for server in settings.nats_url.split(",") if server.strip()]
     if not servers:  # nats-py would turn round for ever
         raise SetupError(_unreachable(settings, ValueError("it names no server")))
-    client = Client()
+    client = client_in(settings.namespace)
     events = _Events(client, name, on_reconnect, on_closed)
     try:
         async with asyncio.timeout(CONNECT_PATIENCE):

@@ -19,6 +19,7 @@ from nats.errors import Error as NatsError
 from nats.js.api import AckPolicy, ConsumerConfig
 from nats.js.errors import APIError
 
+from perdure.bus.namespace import stream_at
 from perdure.bus.streams import ensure_streams
 from perdure.errors import SetupError
 
@@ -154,7 +155,7 @@ class PullConsumer:
         self._asked += room
         times = {"expires": int(self._expires * 1e9), "idle_heartbeat": int(self._heartbeat * 1e9)}
         request = orjson.dumps({"batch": room, **times})
-        subject = f"$JS.API.CONSUMER.MSG.NEXT.{self._stream}.{self._durable}"
+        subject = f"$JS.API.CONSUMER.MSG.NEXT.{stream_at(self._nats, self._stream)}.{self._durable}"
         await self._nats.publish(subject, request, reply=self._inbox)
 
     async def _arrived(self, message: Msg) -> None:

@@ -14,10 +14,11 @@ from nats.aio.client import Client as Nats
 from nats.aio.msg import Msg
 
 from perdure import subjects
+from perdure.bus.namespace import stream_at, subject_at
 
 BATCH: Final = 256
 PATIENCE: Final = 2.0  # seconds for the next message of a batch
-_DIRECT_GET: Final = f"$JS.API.DIRECT.GET.{subjects.STREAM_EVENTS}"
+_DIRECT_GET: Final = "$JS.API.DIRECT.GET"
 
 log = structlog.get_logger(__name__)
 
@@ -27,7 +28,8 @@ class StreamReader:
 
     def __init__(self, nats: Nats, run_id: str) -> None:
         self._nats = nats
-        self._subject = subjects.run_events(run_id)
+        self._subject = subject_at(nats, subjects.run_events(run_id))
+        self._direct_get = f"{_DIRECT_GET}.{stream_at(nats, subjects.STREAM_EVENTS)}"
         self._next = 1
 
     async def read(self) -> list[bytes]:
@@ -36,7 +38,7 @@ class StreamReader:
         found: list[bytes] = []
         try:
             wanted = {"seq": self._next, "next_by_subj": self._subject, "batch": BATCH}
-            await self._nats.publish(_DIRECT_GET, orjson.dumps(wanted), reply=inbox.subject)
+            await self._nats.publish(self._direct_get, orjson.dumps(wanted), reply=inbox.subject)
             while (message := await inbox.next_msg(timeout=PATIENCE)) is not None and self._stored(message):
                 found.append(message.data)
                 if "Nats-Num-Pending" not in (message.headers or {}):

@@ -12,6 +12,7 @@ from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
 from perdure.config.snapshot import AgentConfig
+from perdure.store.redis import key_of
 
 DEADLINE: Final = 1.0  # seconds; a slow cache must not slow configuration down
 
@@ -26,7 +27,7 @@ class LastKnownGood:
 
     def __init__(self, redis: Redis, agent_name: str) -> None:
         self._redis = redis
-        self._key = f"config:lkg:{agent_name}"
+        self._key = key_of(redis, f"config:lkg:{agent_name}")
 
     async def save(self, snapshot: AgentConfig) -> None:
         """Remember `snapshot`."""

@@ -5,11 +5,12 @@ from __future__ import annotations
 import asyncio
 from urllib.parse import urlsplit
 
-import nats
 from nats import errors as nats_errors
 
+from perdure.bus.namespace import client_in
 from perdure.embedded.presence import instances
 from perdure.embedded.state import Part, PlatformState
+from perdure.settings import load_settings
 
 
 async def part_health(state: PlatformState) -> dict[str, str]:
@@ -42,7 +43,8 @@ async def _present(state: PlatformState) -> set[str]:
     if state.urls is None or all(part.url for part in state.parts):
         return set()
     try:
-        nc = await nats.connect(state.urls.nats_url, allow_reconnect=False, connect_timeout=2, error_cb=_ignored)
+        nc = client_in(load_settings().namespace)
+        await nc.connect(state.urls.nats_url, allow_reconnect=False, connect_timeout=2, error_cb=_ignored)
     except (OSError, nats_errors.Error):
         return set()
     try:

@@ -13,6 +13,8 @@ import structlog
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
+from perdure.store.redis import key_of as in_namespace
+
 log = structlog.get_logger(__name__)
 
 KEEP_FOR = 24 * 3600  # seconds
@@ -29,6 +31,7 @@ class HotState:
 
     def __init__(self, redis: Redis) -> None:
         self._redis = redis
+        self._prefix = in_namespace(redis, "")
         self._changed: dict[str, bytes] = {}
         self._wake = asyncio.Event()
         self._failing = False
@@ -38,7 +41,7 @@ class HotState:
         if self._failing and len(self._changed) > 50_000:
             return  # Redis is away: the newest states come when they change again
         said = {"run_id": run_id, "agent": agent, "status": status, "seq": seq, "time": time.time()}
-        self._changed[key_of(run_id)] = orjson.dumps(said)
+        self._changed[self._prefix + key_of(run_id)] = orjson.dumps(said)
         self._wake.set()
 
     async def run(self) -> None:
@@ -62,5 +65,5 @@ class HotState:
 
     async def get(self, run_id: str) -> dict[str, object] | None:
         """The last known state of a run, or `None`; raises what redis raises."""
-        text = await self._redis.get(key_of(run_id))
+        text = await self._redis.get(self._prefix + key_of(run_id))
         return None if text is None else orjson.loads(text)

@@ -15,6 +15,8 @@ import structlog
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
+from perdure.store.redis import key_of
+
 log = structlog.get_logger()
 
 _MOST_SLOTS: Final = 600
@@ -56,7 +58,7 @@ class RateLimit:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._redis = redis
-        self._key = f"perdure:rate:{name}"
+        self._key = key_of(redis, f"perdure:rate:{name}")
         self._replicas = replicas
         self._clock = clock
         self._own: deque[float] = deque()

@@ -8,6 +8,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import unquote
 
 import asyncpg
 import structlog
@@ -15,7 +16,7 @@ import structlog
 from perdure.errors import SetupError
 from perdure.settings import Settings
 from perdure.store.platform_files import platform_root
-from perdure.store.postgres import Connection, connect_direct, unreachable
+from perdure.store.postgres import Connection, connect_direct, database_of, unreachable
 from perdure.store.queries import load_queries
 
 _FILE = re.compile(r"(?P<version>\d{4})_[a-z0-9_]+\.sql")
@@ -60,7 +61,7 @@ async def migrate(settings: Settings, *, folder: Path | None = None) -> list[str
     reached, when an applied file was changed or is gone, or when a file fails (which leaves nothing of that file).
     """
     migrations = await asyncio.to_thread(_read, folder)
-    connection = await _connect(settings)
+    connection = await _connect(settings, make=True)
     try:
         await connection.execute(_sql["lock"])
         try:
@@ -91,14 +92,37 @@ def _read(folder: Path | None) -> list[Migration]:
     return read_migrations(folder or platform_root() / "migrations")
 
 
-async def _connect(settings: Settings) -> Connection:
+async def _connect(settings: Settings, *, make: bool = False) -> Connection:
     try:
+        connection = await connect_direct(settings, "migrate")
+    except asyncpg.InvalidCatalogNameError as error:
+        if not settings.namespace or not make:
+            raise SetupError(unreachable(settings, error)) from error
+        await _make_database(settings)
         connection = await connect_direct(settings, "migrate")
     except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError, TimeoutError, ValueError) as error:
         raise SetupError(unreachable(settings, error)) from error
     # A migration may take long, and waiting for another migrator is no fault.
     await connection.execute("SET statement_timeout = 0; SET lock_timeout = 0")
     return connection
+
+
+async def _make_database(settings: Settings) -> None:
+    """Make the database of a namespace, from the one that DATABASE_URL names."""
+    name = database_of(settings).partition("?")[0].rpartition("/")[2]
+    connection = await connect_direct(settings.model_copy(update={"namespace": ""}), "migrate")
+    try:
+        await connection.execute(await connection.fetchval(_sql["make_database"], unquote(name)))
+    except (asyncpg.DuplicateDatabaseError, asyncpg.UniqueViolationError):
+        return  # another one was quicker
+    except asyncpg.PostgresError as error:
+        raise SetupError(
+            f"the database {name} of the namespace {settings.namespace} is not there and cannot be made: {error}. "
+            f"Make it with `createdb {name}`, or let this user make databases."
+        ) from error
+    finally:
+        await connection.close()
+    _log.info("made a database", action="migration.database_made", database=name)
 
 
 async def _pending(connection: Connection, migrations: Sequence[Migration]) -> list[Migration]:

@@ -26,6 +26,22 @@ def _server_settings(settings: Settings, role: str) -> dict[str, str]:
     }
 
 
+def database_of(settings: Settings) -> str:
+    """The URL of the database that counts: with a namespace, `perdure` becomes `perdure_staging`.
+
+    Raises `SetupError` when there is a namespace and DATABASE_URL names no database.
+    """
+    if not settings.namespace:
+        return settings.database_url
+    address, question, options = settings.database_url.partition("?")
+    if not address.partition("://")[2].partition("/")[2]:
+        raise SetupError(
+            "DATABASE_URL names no database, and PERDURE_NAMESPACE needs its name: "
+            "write postgresql://user@host:5432/perdure"
+        )
+    return f"{address}_{settings.namespace.replace('-', '_')}{question}{options}"
+
+
 async def create_pool(settings: Settings, role: str, *, size: int | None = None, lazy: bool = False) -> Pool:
     """A pool for the queries of one process. `role` is shown in `pg_stat_activity`; `lazy` connects on first use.
 
@@ -33,7 +49,7 @@ async def create_pool(settings: Settings, role: str, *, size: int | None = None,
     """
     try:
         return await asyncpg.create_pool(
-            settings.database_url,
+            database_of(settings),
             min_size=0 if lazy else 1,
             max_size=size or settings.pool_size,
             command_timeout=settings.statement_timeout + 5,
@@ -66,7 +82,7 @@ async def connect_direct(settings: Settings, role: str) -> Connection:
     Raises what asyncpg raises: whoever holds such a connection also holds the loop that gets a new one.
     """
     return await asyncpg.connect(
-        settings.database_url,
+        database_of(settings),
         timeout=10,
         command_timeout=settings.statement_timeout,
         server_settings=_server_settings(settings, role),
@@ -75,8 +91,11 @@ async def connect_direct(settings: Settings, role: str) -> Connection:
 
 def unreachable(settings: Settings, error: BaseException) -> str:
     """The sentence for a database that does not answer, without its password."""
-    where = settings.database_url.rpartition("@")[2] or settings.database_url
+    url = database_of(settings)
+    where = url.rpartition("@")[2] or url
     advice = "Check DATABASE_URL, or start the platform with `perdure up`."
     if isinstance(error, asyncpg.InvalidCatalogNameError):
         advice = "Make it with `createdb`, or check DATABASE_URL."
+        if settings.namespace:
+            advice = f"`perdure migrate` makes the database of the namespace {settings.namespace}."
     return f"Postgres at {where} cannot be used: {str(error) or type(error).__name__}. {advice}"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import cast
+
 from redis.asyncio import Redis
 from redis.asyncio.retry import Retry
 from redis.backoff import ExponentialWithJitterBackoff
@@ -9,6 +11,17 @@ from redis.exceptions import RedisError
 
 from perdure.errors import SetupError
 from perdure.settings import Settings
+
+
+class PrefixedRedis(Redis):
+    """A client that knows what its namespace's keys begin with; `key_of` puts it there."""
+
+    key_prefix = ""
+
+
+def key_of(redis: Redis, name: str) -> str:
+    """The key `name` in the namespace of `redis`."""
+    return f"{getattr(redis, 'key_prefix', '')}{name}"
 
 
 def create_redis(settings: Settings) -> Redis:
@@ -19,7 +32,7 @@ def create_redis(settings: Settings) -> Redis:
     connection, so that its late reply never reaches the next caller. Raises `SetupError` for a URL that is none.
     """
     try:
-        return Redis.from_url(
+        client = PrefixedRedis.from_url(
             settings.redis_url,
             socket_timeout=5.0,
             socket_connect_timeout=5.0,
@@ -31,3 +44,6 @@ def create_redis(settings: Settings) -> Redis:
         )
     except (ValueError, RedisError) as error:
         raise SetupError(f"REDIS_URL is not usable: {error}. It looks like redis://127.0.0.1:6379/0") from error
+    prefixed = cast("PrefixedRedis", client)  # `from_url` makes one of its class, and says Redis
+    prefixed.key_prefix = f"ns:{settings.namespace}:" if settings.namespace else ""
+    return prefixed

@@ -25,3 +25,7 @@ ORDER BY version
 -- name: record
 INSERT INTO schema_migrations (version, name, checksum)
 VALUES ($1, $2, $3)
+
+-- name: make_database
+-- The statement that makes a database: names of databases cannot be parameters.
+SELECT format('CREATE DATABASE %I', $1::text)
