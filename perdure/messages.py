@@ -116,6 +116,28 @@ class RunList(Message):
     cursor: str | None = Field(None, max_length=512)
 
 
+class SessionList(Message):
+    """`session.list`: an agent's conversations, last used first; `cursor` is the page before's `next_cursor`."""
+
+    agent: AgentName
+    limit: int = Field(50, ge=1, le=500)
+    cursor: str | None = Field(None, max_length=512)
+
+
+class SessionRef(Message):
+    """`session.reset`: one conversation; `agent` may be left out while only one agent has a session of this id."""
+
+    session_id: Id
+    agent: AgentName | None = None
+
+
+class SessionHistory(SessionRef):
+    """`session.history`: the messages after seq `after`, oldest first, `limit` at a time."""
+
+    after: int = Field(0, ge=0, lt=2**63)
+    limit: int = Field(500, ge=1, le=1000)
+
+
 class ConfigGet(Message):
     """`config.get.<agent>`: the subject names the agent; the body may repeat it."""
 

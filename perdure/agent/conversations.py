@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import datetime
 from typing import Any
 
 import orjson
@@ -37,9 +38,12 @@ async def find(pool: Pool, session: str) -> list[str]:
     return [row["agent_name"] for row in await pool.fetch(_SQL["agents_of_session"], session)]
 
 
-async def sessions(pool: Pool, agent: str, *, limit: int = 50, before: str | None = None) -> list[dict[str, Any]]:
-    """An agent's conversations, the newest first; `before` is the `updated_at` of the last one of the page before."""
-    rows = await pool.fetch(_SQL["list_sessions"], agent, before, limit)
+async def sessions(
+    pool: Pool, agent: str, *, limit: int = 50, before: tuple[datetime, str] | None = None
+) -> list[dict[str, Any]]:
+    """An agent's conversations, last used first; `before` is `updated_at` and id of the last one of the page before."""
+    moment, session = before or (None, None)
+    rows = await pool.fetch(_SQL["list_sessions"], agent, moment, session, limit)
     return [
         {
             "session_id": row["session_id"],

@@ -21,6 +21,7 @@ COMMANDS = {
     "run": "run",
     "chat": "chat",
     "runs": "runs",
+    "sessions": "sessions",
     "agents": "agents",
     "config": "config",
 }

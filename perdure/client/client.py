@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Sequence
 from types import TracebackType
 from typing import Any, Self
@@ -11,7 +12,7 @@ from perdure import subjects
 from perdure.client.connection import Connection
 from perdure.client.handle import RunHandle
 from perdure.client.presence import Replica, replicas
-from perdure.client.types import RunPage
+from perdure.client.types import RunPage, SessionPage
 from perdure.errors import InvalidRequest
 from perdure.settings import Settings
 
@@ -121,17 +122,49 @@ class Client:
         reply = await self._connection.request("run.fork", {"run_id": _run_id(run_id), "step": step})
         return RunHandle(self._connection, str(reply["run_id"]), str(reply["agent"]))
 
+    async def sessions(self, agent: str, *, limit: int = 50, cursor: str | None = None) -> SessionPage:
+        """An agent's conversations, last used first, `limit` (1 to 500) at a time."""
+        said = {"agent": _checked(subjects.agent_name, agent), "limit": limit}
+        if cursor is not None:
+            said["cursor"] = cursor
+        reply = await self._connection.insist("session.list", said)
+        return SessionPage(reply["sessions"], reply.get("next_cursor"))
+
+    async def history(self, session_id: str, *, agent: str | None = None) -> Sequence[dict[str, Any]]:
+        """Every message of a conversation, oldest first: `seq`, `run_id`, `time`, `role`, `content`, ….
+
+        `agent` may be left out while one agent alone has a session of this id. Raises `NotFound`.
+        """
+        said = self._session(session_id, agent)
+        messages = deque[dict[str, Any]]()
+        after: int | None = 0
+        while after is not None:
+            reply = await self._connection.insist("session.history", {**said, "after": after})
+            messages += reply["history"]
+            after = reply["next_after"]
+        return tuple(messages)
+
+    async def reset_session(self, session_id: str, *, agent: str | None = None) -> int:
+        """Forget the messages of a conversation; how many there were. Raises `NotFound`, and `Conflict` in a turn."""
+        reply = await self._connection.request("session.reset", self._session(session_id, agent))
+        return int(reply["forgotten"])
+
     async def replicas(self, agent: str | None = None, *, wait: float = 0.5, first: bool = False) -> Sequence[Replica]:
         """The agent processes that answer within `wait` seconds; with `first`, at most one, as soon as it answers."""
         name = None if agent is None else _checked(subjects.agent_name, agent)
         return await replicas(await self._connection.nats(), name, wait=wait, first=first)
 
     @staticmethod
+    def _session(session_id: str, agent: str | None) -> dict[str, str]:
+        said = {"session_id": _checked(lambda value: subjects.run_id(value, field="session_id"), session_id)}
+        return said if agent is None else {**said, "agent": _checked(subjects.agent_name, agent)}
+
+    @staticmethod
     def _start(task: Any, workflow: str, run_id: str | None, session_id: str | None) -> dict[str, Any]:
         # An id of our own makes a start that is repeated, because its answer was lost, the same run.
         said = {"task": task, "workflow": workflow, "run_id": uuid4().hex if run_id is None else _run_id(run_id)}
         if session_id is not None:
-            said["session_id"] = _checked(lambda value: subjects.run_id(value, field="session_id"), session_id)
+            said |= Client._session(session_id, None)
         return said
 
 

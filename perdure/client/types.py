@@ -29,3 +29,11 @@ class RunPage:
 
     runs: list[dict[str, Any]]
     next_cursor: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class SessionPage:
+    """Some conversations, last used first; each has `session_id`, `messages`, `tokens`, `cost` and times."""
+
+    sessions: list[dict[str, Any]]
+    next_cursor: str | None

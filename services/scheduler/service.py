@@ -16,6 +16,7 @@ from services.scheduler.accept import Acceptor
 from services.scheduler.ask import Asks
 from services.scheduler.reaper import Reaper
 from services.scheduler.requests import RunRequests
+from services.scheduler.sessions import SessionRequests
 from services.scheduler.sweeper import Sweeper
 from services.scheduler.tasks import TaskIntake
 
@@ -53,6 +54,8 @@ class Scheduler(Service):
         await self.endpoint("ask", f"{subjects.RUN_ASK}.*", asks.ask, queue=queue, concurrency=16_384)
         for name, handler in requests.handlers().items():
             await self.endpoint(name, f"run.{name}", handler, queue=queue)
+        for name, handler in SessionRequests(self.pool).handlers().items():
+            await self.endpoint(f"session-{name}", f"session.{name}", handler, queue=queue)
 
     async def on_reconnect(self) -> None:
         """NATS was away, and its streams may be gone; what was pending is dispatched again."""

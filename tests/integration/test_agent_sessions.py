@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+from datetime import datetime
 
 import pytest
 
@@ -120,7 +121,8 @@ async def test_sessions_are_listed_with_their_cost(settings, nc, pool):
             await output(platform, "bob", "hello", session_id=session)
     listed = await conversations.sessions(pool, "bob")
     assert [(one["session_id"], one["messages"], one["tokens"]) for one in listed] == [("b", 2, 2), ("a", 2, 2)]
-    assert await conversations.sessions(pool, "bob", before=listed[0]["updated_at"]) == listed[1:]
+    before = (datetime.fromisoformat(listed[0]["updated_at"]), "b")
+    assert await conversations.sessions(pool, "bob", before=before) == listed[1:]
     assert await conversations.find(pool, "a") == ["bob"]
 
 

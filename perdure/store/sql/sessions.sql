@@ -90,8 +90,8 @@ ORDER BY m.seq LIMIT $4
 SELECT session_id, next_seq - first_seq AS messages, input_tokens + output_tokens AS tokens, cost, created_at, updated_at,
        turn_run_id
 FROM sessions
-WHERE agent_name = $1 AND ($2::text IS NULL OR updated_at < $2::timestamptz)
-ORDER BY updated_at DESC LIMIT $3
+WHERE agent_name = $1 AND ($2::timestamptz IS NULL OR (updated_at, session_id) < ($2, $3))
+ORDER BY updated_at DESC, session_id DESC LIMIT $4
 
 -- name: reset_session
 -- A seq is never given twice, so that what some process has cached stays right.
