@@ -68,6 +68,11 @@ class Judge:
             raise InvalidRequest("; ".join(refused.values()), keys=sorted(refused))
         return self.doubts(layer, values)
 
+    def keys(self, agent: str) -> frozenset[str]:
+        """The keys that the agent declares."""
+        published = self._published.get(agent)
+        return published.schema.keys if published else frozenset()
+
     def defaults(self, agent: str) -> dict[str, Any]:
         """The defaults of the agent's code, by its schema."""
         published = self._published.get(agent)

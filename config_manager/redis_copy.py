@@ -14,7 +14,7 @@ from redis.exceptions import RedisError
 from config_manager.table import ConfigTable, Hold
 from perdure.store.redis import key_of
 
-KEY: Final = "config:table"
+KEY: Final = "perdure:config:table"  # not under `config:`, where people may write
 INTERVAL: Final = 1.0  # seconds between two copies, at least
 DEADLINE: Final = 5.0
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Collection, Sequence
+from contextlib import AbstractAsyncContextManager, nullcontext, suppress
 from typing import Any, ClassVar, Final, cast
 
 import asyncpg
@@ -14,6 +14,8 @@ from config_manager import redis_copy, writes
 from config_manager.database import GONE, SQL, told_as_api_errors
 from config_manager.judge import Judge
 from config_manager.redis_copy import RedisCopy
+from config_manager.redis_names import RedisNames
+from config_manager.redis_source import POLL, RedisSource
 from config_manager.replies import cursor_of, page_of, part_of
 from config_manager.requests import (
     HIGHEST,
@@ -37,6 +39,7 @@ from perdure.errors import InvalidRequest, NotFound, SetupError, TooLarge
 from perdure.observe.health import Finding
 from perdure.settings import Settings
 from perdure.store.postgres import connect_direct, create_pool, unreachable
+from perdure.store.redis import key_of
 from perdure.subjects import GLOBAL_LAYER
 
 Reply = dict[str, Any]
@@ -59,6 +62,7 @@ class ConfigManager(Service):
         self.copy: RedisCopy
         self.rollouts: Rollouts
         self.sync: ConfigSync
+        self.source: RedisSource | None = None  # where PERDURE_CONFIG_STORE says redis
 
     async def on_start(self) -> None:
         """Read the table, or its copy in Redis when Postgres is down, then answer.
@@ -84,6 +88,8 @@ class ConfigManager(Service):
                 revision=self.table.revision,
             )
         await self.endpoint("list", subjects.CONFIG_LIST, self._list, queue=subjects.QUEUE_CONFIG)
+        if self.settings.config_store == "redis":
+            self._follow_redis()
         self.spawn(self.sync.run, name="config-sync")
         self.spawn(self._copy_loop, name="config-copy")
         self.rollouts = Rollouts(self.nats, self.pool)
@@ -104,6 +110,32 @@ class ConfigManager(Service):
             # The bare subject takes the agent from the body alone.
             await self.endpoint(f"{name}-any", subject, handler, queue=subjects.QUEUE_CONFIG)
             await self.endpoint(name, f"{subject}.>", handler, queue=subjects.QUEUE_CONFIG)
+
+    def _follow_redis(self) -> None:
+        agent = self.settings.config_redis_agent or None
+        names = RedisNames(
+            self.settings.config_redis_prefix,
+            agent,
+            lambda: {*self.judge.keys(agent or ""), *self.table.layer(agent or "")},
+            space=key_of(self.redis, ""),
+        )
+        self.source = RedisSource(
+            self.redis,
+            self.pool,
+            names,
+            leads=lambda: self.sync.leading,
+            interval=min(POLL, self.settings.config_poll_interval),
+        )
+        self.sync.on_news = self.source.touched
+        self.spawn(self.source.listen, name="config-redis-listen")
+        self.spawn(self.source.run, name="config-redis")
+        self.health.add("config_redis", self.source.check, at_worst="warning")
+
+    def _agreed(self, target: Target, keys: Collection[str] = ()) -> AbstractAsyncContextManager[None]:
+        """Around a write: where Redis is the source, what stands there comes first, and it follows afterwards."""
+        if self.source is None:
+            return nullcontext()
+        return self.source.agreed(layers_of(target.agent, target.instance), keys)
 
     async def _get(self, request: Request) -> Reply:
         if not request.data and self.sync.listening:  # the usual question, without a body: nothing to parse
@@ -148,15 +180,16 @@ class ConfigManager(Service):
         target = target_of(request, body)
         puts, deletes = configurations(body)
         warnings = self.judge.check(target.layer, puts)
-        await writes.put(
-            self.pool,
-            target.layer,
-            puts,
-            deletes,
-            compare=layers_of(target.agent, target.instance),
-            expected=whole_number(body, "expected_revision", default=None, lowest=0, highest=HIGHEST),
-            changed_by=text(body, "changed_by", longest=LONGEST_NAME) or subjects.CONFIG_SET,
-        )
+        async with self._agreed(target, [*puts, *deletes]):
+            await writes.put(
+                self.pool,
+                target.layer,
+                puts,
+                deletes,
+                compare=layers_of(target.agent, target.instance),
+                expected=whole_number(body, "expected_revision", default=None, lowest=0, highest=HIGHEST),
+                changed_by=text(body, "changed_by", longest=LONGEST_NAME) or subjects.CONFIG_SET,
+            )
         return await self._written(target, warnings)
 
     async def _rollback(self, request: Request) -> Reply:
@@ -165,15 +198,16 @@ class ConfigManager(Service):
         revision = whole_number(body, "revision", default=None, lowest=0, highest=HIGHEST)
         if revision is None:
             raise InvalidRequest('revision is missing: {"revision": 7} makes the rows what they were at revision 7')
-        await writes.roll_back(
-            self.pool,
-            target.layer,
-            revision,
-            check=lambda values: self.judge.check(target.layer, values),
-            compare=layers_of(target.agent, target.instance),
-            expected=whole_number(body, "expected_revision", default=None, lowest=0, highest=HIGHEST),
-            changed_by=text(body, "changed_by", longest=LONGEST_NAME) or subjects.CONFIG_ROLLBACK,
-        )
+        async with self._agreed(target):
+            await writes.roll_back(
+                self.pool,
+                target.layer,
+                revision,
+                check=lambda values: self.judge.check(target.layer, values),
+                compare=layers_of(target.agent, target.instance),
+                expected=whole_number(body, "expected_revision", default=None, lowest=0, highest=HIGHEST),
+                changed_by=text(body, "changed_by", longest=LONGEST_NAME) or subjects.CONFIG_ROLLBACK,
+            )
         return await self._written(target)
 
     async def _history(self, request: Request) -> Reply:

@@ -11,7 +11,7 @@ import asyncio
 import random
 import time
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Final
 
 import asyncpg
@@ -49,6 +49,7 @@ class ConfigSync:
         self.listening = False
         self.leading = False
         self.started = asyncio.Event()  # listening for the first time
+        self.on_news: Callable[[list[Notice]], None] = lambda _notices: None  # rows have changed; empty: leads now
         self._settings = settings
         self._nats = nats
         self._table = table
@@ -125,6 +126,8 @@ class ConfigSync:
             if len(self._recent) > REMEMBERED:
                 self._recent.clear()
             self._recent.extend(notices)
+            if notices:
+                self.on_news(notices)
             if not changes or changes[-1]["revision"] < began + BATCH:
                 return
 
@@ -209,6 +212,7 @@ class ConfigSync:
         if await connection.fetchval(SQL["try_lead"]):
             self._said = (await connection.fetchrow(SQL["broadcast_position"]) or {"broadcast": 0})["broadcast"]
             self.leading = True
+            self.on_news([])
             log.info("broadcasting from here on", action="config.leading", instance=self._instance_id)
         return self.leading
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 from uuid import uuid4
 
-from pydantic import AliasChoices, Field, ValidationError, model_validator
+from pydantic import AliasChoices, Field, ValidationError, ValidationInfo, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from perdure.errors import SetupError
@@ -69,6 +69,28 @@ class Settings(BaseSettings):
 
     # -- configuration --
     config_poll_interval: float = Field(30.0, gt=0, description="how often configuration is compared anyway")
+    config_store: Literal["postgres", "redis"] = "postgres"
+    config_redis_prefix: str = Field("config:", max_length=200, pattern=r"^[^\s\x00-\x1f\x7f]*$")
+    config_redis_agent: str = Field(
+        "",
+        pattern=r"^([a-z0-9][a-z0-9_-]{0,62})?$",
+        validate_default=True,
+        description="the single agent whose keys in Redis do not name it",
+    )
+
+    @field_validator("config_redis_prefix")
+    @classmethod
+    def _not_our_own(cls, prefix: str) -> str:
+        if prefix.startswith("perdure:"):
+            raise ValueError("keys of the platform itself begin with perdure:")
+        return prefix
+
+    @field_validator("config_redis_agent")
+    @classmethod
+    def _somebody_is_meant(cls, agent: str, info: ValidationInfo) -> str:
+        if info.data.get("config_store") == "redis" and info.data.get("config_redis_prefix") == "" and not agent:
+            raise ValueError("name the agent that keys without a prefix belong to, or set PERDURE_CONFIG_REDIS_PREFIX")
+        return agent
 
     @model_validator(mode="before")
     @classmethod

@@ -27,7 +27,7 @@ class LastKnownGood:
 
     def __init__(self, redis: Redis, agent_name: str) -> None:
         self._redis = redis
-        self._key = key_of(redis, f"config:lkg:{agent_name}")
+        self._key = key_of(redis, f"perdure:config:lkg:{agent_name}")
 
     async def save(self, snapshot: AgentConfig) -> None:
         """Remember `snapshot`."""

@@ -67,6 +67,11 @@ class TextSchema:
         """Whether the agent declares `key`."""
         return key in self._properties
 
+    @property
+    def keys(self) -> frozenset[str]:
+        """The declared keys."""
+        return frozenset(self._properties)
+
     def defaults(self) -> dict[str, Any]:
         """The default of each declared key that has one."""
         return {key: described["default"] for key, described in self._properties.items() if "default" in described}

@@ -1,0 +1,398 @@
+"""With Redis as the source: what was set there last counts, and what Redis loses is written back."""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+from contextlib import asynccontextmanager
+
+import pytest
+
+from perdure.config.keys import DurableAgentSettings
+from perdure.config.schema import schema_of
+from tests.config_support import PUT, ask, following, manager, messages
+from tests.support import eventually, temporary_folder
+
+SECRET = "sk-live-4Yq9ZkP2"
+
+
+@pytest.fixture
+def mode(settings):
+    """Nothing is found by polling, unless a test says so."""
+    return settings.model_copy(update={"config_store": "redis", "config_poll_interval": 3600.0})
+
+
+@asynccontextmanager
+async def source(settings, **instance):
+    async with manager(settings, **instance) as service:
+        await eventually(service.source.connected.is_set)
+        service.source.mirror.grace = 0.1
+        yield service
+
+
+async def reads(nc, expected, agent="assistant") -> None:
+    async def check() -> bool:
+        assert (await ask(nc, f"config.get.{agent}"))["configurations"] == expected
+        return True
+
+    await eventually(check)
+
+
+async def stands(redis, key, value) -> None:
+    async def check() -> bool:
+        assert await redis.get(key) == value
+        return True
+
+    await eventually(check)
+
+
+async def agreed(service, revision) -> None:
+    """The table stands at a revision, and nothing is left to be done about it in Redis."""
+    await eventually(lambda: service.table.revision == revision)
+    await service.source.look_at_all()
+
+
+# -- what Redis loses ------------------------------------------------------------------------------------------------
+async def test_a_flushed_redis_does_not_wipe_configuration_and_is_filled_again(mode, nc, redis) -> None:
+    quick = mode.model_copy(update={"config_poll_interval": 0.1})
+    async with source(quick) as running:
+        running.source.mirror.grace = 3600.0  # the lost mark says enough
+        await redis.mset({"config:assistant:a": "1", "config:*:b": "2"})
+        await eventually(lambda: running.table.revision >= 1)
+        await reads(nc, {"a": "1", "b": "2"})
+        await running.source.look_at_all()
+        revision = running.table.revision
+        await redis.flushdb()
+        await stands(redis, "config:assistant:a", b"1")
+        await stands(redis, "config:*:b", b"2")
+        assert running.table.revision == revision  # nothing has changed for anybody
+
+
+async def test_a_redis_that_was_replaced_by_an_empty_one_is_filled_again(mode, servers, nc, redis) -> None:
+    async with source(mode) as running:
+        await redis.set("config:assistant:a", "1")
+        await agreed(running, 1)
+        await servers.redis.kill()
+        shutil.rmtree(servers.redis.data_dir)
+        await servers.redis.start()
+        await stands(redis, "config:assistant:a", b"1")
+        await redis.set("config:assistant:a", "2")  # events are switched on again, too
+        await reads(nc, {"a": "2"})
+
+
+async def test_a_redis_that_came_back_with_older_data_is_brought_forward_but_news_count(
+    mode, servers, nc, redis
+) -> None:
+    async with source(mode) as running:
+        await redis.mset({"config:assistant:a": "1", "config:assistant:b": "1", "config:assistant:c": "1"})
+        await eventually(lambda: running.table.layer("assistant") == {"a": "1", "b": "1", "c": "1"})
+        await running.source.look_at_all()
+        with temporary_folder("older") as older:
+            await servers.redis.stop()
+            shutil.copytree(servers.redis.data_dir, older / "data")
+            await servers.redis.start()
+            await eventually(running.source.connected.is_set)
+            await redis.mset({"config:assistant:a": "2", "config:assistant:b": "2"})
+            await eventually(lambda: running.table.layer("assistant") == {"a": "2", "b": "2", "c": "1"})
+            await running.source.look_at_all()
+            await redis.delete("config:assistant:c")
+            await eventually(lambda: running.table.layer("assistant") == {"a": "2", "b": "2"})
+            await running.source.look_at_all()
+            await servers.redis.stop()
+            # Somebody writes to the restored server before the ConfigManager sees it.
+            shutil.rmtree(servers.redis.data_dir)
+            shutil.copytree(older / "data", servers.redis.data_dir)
+            running.source._leads = lambda: False
+            await servers.redis.start()
+            await redis.set("config:assistant:b", "3")
+            running.source._leads = lambda: True
+            running.source.touched([])
+        await reads(nc, {"a": "2", "b": "3"})
+        await stands(redis, "config:assistant:c", None)
+        await stands(redis, "config:assistant:a", b"2")
+
+
+async def test_a_key_that_expires_is_written_back(mode, nc, redis) -> None:
+    async with source(mode) as running:
+        await redis.set("config:assistant:a", "1")
+        await agreed(running, 1)
+        await redis.pexpire("config:assistant:a", 1)
+        await stands(redis, "config:assistant:a", None)
+        await stands(redis, "config:assistant:a", b"1")
+        assert await redis.ttl("config:assistant:a") == -1
+        assert running.table.revision == 1
+
+
+async def test_a_deletion_while_no_manager_ran_cannot_be_told_from_a_loss(mode, nc, redis) -> None:
+    async with source(mode) as running:
+        await redis.mset({"config:assistant:a": "1", "config:assistant:b": "1"})
+        await eventually(lambda: running.table.layer("assistant") == {"a": "1", "b": "1"})
+        await running.source.look_at_all()
+    await redis.delete("config:assistant:a")
+    await redis.set("config:assistant:b", "2")
+    async with source(mode.model_copy(update={"config_poll_interval": 0.1})):
+        await reads(nc, {"a": "1", "b": "2"})
+        await stands(redis, "config:assistant:a", b"1")
+
+
+async def test_a_deletion_is_one_even_when_a_look_comes_before_its_word(mode, nc, redis, monkeypatch) -> None:
+    async with source(mode) as running:
+        running.source.mirror.grace = 3600.0
+        await redis.set("config:assistant:a", "1")
+        await agreed(running, 1)
+        heard = asyncio.Event()
+        told = running.source._told
+
+        async def late(message) -> None:
+            await heard.wait()
+            await told(message)
+
+        monkeypatch.setattr(running.source, "_told", late)
+        await redis.delete("config:assistant:a")
+        await running.source.look_at_all()
+        assert await redis.get("config:assistant:a") is None
+        heard.set()
+        await reads(nc, {})
+
+
+# -- what Redis does not tell ----------------------------------------------------------------------------------------
+async def test_what_was_set_while_the_connection_was_cut_is_read_after_it(mode, nc, redis) -> None:
+    async with source(mode) as running:
+        told, unheard = running.source._told, []
+
+        async def deaf_once(message) -> None:  # the event itself is lost
+            if message["type"] == "pmessage" and not unheard:
+                unheard.append(message)
+            else:
+                await told(message)
+
+        running.source._told = deaf_once
+        await redis.set("config:assistant:a", "1")
+        await eventually(lambda: unheard)
+        assert (await ask(nc, "config.get.assistant"))["configurations"] == {}
+        await redis.client_kill_filter(_type="pubsub")
+        await reads(nc, {"a": "1"})
+
+
+async def test_what_nothing_told_is_found_by_polling(mode, nc, redis) -> None:
+    async with source(mode.model_copy(update={"config_poll_interval": 0.1})) as running:
+
+        async def deaf(_message) -> None:
+            return
+
+        running.source._told = deaf
+        await redis.set("config:assistant:a", "1")
+        await reads(nc, {"a": "1"})
+
+
+async def test_events_are_switched_on_beside_those_that_others_asked_for(mode, redis) -> None:
+    await redis.config_set("notify-keyspace-events", "El")
+    async with source(mode):
+        flags = (await redis.config_get("notify-keyspace-events"))["notify-keyspace-events"]
+        assert set("ElK$gxe") <= set(flags)
+
+
+async def test_where_events_may_not_be_switched_on_it_is_said_and_polled(mode, nc, redis) -> None:
+    await redis.execute_command("ACL", "SETUSER", "config", "on", ">pw", "~*", "&*", "+@all", "-config")
+    url = mode.redis_url.replace("redis://", "redis://config:pw@")
+    polling = mode.model_copy(update={"redis_url": url, "config_poll_interval": 0.1})
+    async with source(polling) as running:
+        await redis.set("config:assistant:a", "1")
+        await reads(nc, {"a": "1"})
+        finding = (await running.health.report())["checks"]["config_redis"]
+        assert finding["status"] == "warning"
+        assert "polled" in finding["text"]
+
+
+# -- what is not taken -----------------------------------------------------------------------------------------------
+async def test_a_plain_secret_stands_nowhere_after_it_was_set(mode, nc, redis, pool, capfd) -> None:
+    heard = await messages(nc, "config.>")
+    async with source(mode) as running, following(nc, redis, mode):
+        await redis.set("config:assistant:llm_api_key", "secret://env/A_KEY")
+        await agreed(running, 1)
+        await redis.set("config:assistant:llm_api_key", SECRET)
+        await redis.set("config:*:llm_api_key", SECRET)
+        await redis.set("config:assistant", f'{{"llm_api_key": "{SECRET}", "agent_role": "a cook"}}')
+        await reads(nc, {"llm_api_key": "secret://env/A_KEY", "agent_role": "a cook"})
+        await stands(redis, "config:assistant:llm_api_key", b"secret://env/A_KEY")
+        await stands(redis, "config:*:llm_api_key", None)
+        finding = (await running.health.report())["checks"]["config_redis"]["text"]
+        assert "*:llm_api_key" in finding
+        assert "secret://env/NAME" in finding
+        await running.copy.save()
+        for key in await redis.keys("*"):
+            kind = await redis.type(key)
+            value = await (redis.hgetall(key) if kind == b"hash" else redis.get(key))
+            assert SECRET not in repr(value), key
+        for (table,) in await pool.fetch("SELECT tablename FROM pg_tables WHERE schemaname = 'public'"):
+            assert SECRET not in repr(await pool.fetch(f'SELECT * FROM "{table}"')), table
+    shown = capfd.readouterr()
+    assert SECRET not in shown.out + shown.err + repr(heard) + finding
+
+
+async def test_what_cannot_stand_in_the_table_is_put_back_and_the_rest_applies(mode, nc, redis) -> None:
+    async with source(mode) as running:
+        await redis.set("config:assistant:a", "good")
+        await agreed(running, 1)
+        await redis.set("config:assistant:a", b"\xff\xfe")
+        await stands(redis, "config:assistant:a", b"good")
+        await redis.mset({"config:assistant:a": "nul \x00", "config:assistant:b": "applies"})
+        await reads(nc, {"a": "good", "b": "applies"})
+        await stands(redis, "config:assistant:a", b"good")
+        text = (await running.health.report())["checks"]["config_redis"]["text"]
+        assert "assistant:a: the value must be UTF-8 text without NUL" in text
+        await redis.set("config:assistant:a", "better")
+        await reads(nc, {"a": "better", "b": "applies"})
+        assert (await running.health.report())["checks"]["config_redis"]["status"] == "ok"
+
+
+async def test_bad_names_bad_batches_and_other_types_are_said_and_left_alone(mode, nc, redis) -> None:
+    async with source(mode) as running:
+        await redis.set("config:assistant:a", "1")
+        await agreed(running, 1)
+        await redis.set("config:Assistant:a", "2")
+        await redis.set("config:mailer", "no JSON")
+        await redis.delete("config:assistant:a")
+        await reads(nc, {})
+        await redis.set("config:assistant:a", "1")
+        await reads(nc, {"a": "1"})
+        await running.source.look_at_all()
+        await redis.eval("redis.call('DEL', KEYS[1]); redis.call('HSET', KEYS[1], 'f', 'v')", 1, "config:assistant:b")
+        await ask(nc, "config.set.assistant", {"configurations": {"b": "1"}})
+        text = (await running.health.report())["checks"]["config_redis"]["text"]
+        assert "config:Assistant:a: 'Assistant' is no agent: write config:<agent>:<key>" in text
+        assert "mailer: a batch is a JSON object" in text
+        assert "assistant:b: the key is no string in Redis" in text
+        assert await redis.get("config:mailer") == b"no JSON"
+        assert await redis.hgetall("config:assistant:b") == {b"f": b"v"}
+
+
+# -- SQL beside it ---------------------------------------------------------------------------------------------------
+async def test_rows_that_were_there_before_are_taken_over(mode, nc, redis, pool) -> None:
+    await pool.execute(PUT, "assistant", "a", "by SQL")
+    await pool.execute(PUT, "assistant", "b", "by SQL")
+    await redis.set("config:assistant:b", "of Redis")
+    async with source(mode):
+        await reads(nc, {"a": "by SQL", "b": "of Redis"})
+        await stands(redis, "config:assistant:a", b"by SQL")
+
+
+async def test_a_plain_sql_write_is_mirrored_and_both_can_go_on(mode, nc, redis, pool) -> None:
+    async with source(mode) as running:
+        for number in range(30):
+            await pool.execute(PUT, "assistant", "k", str(number))
+        await stands(redis, "config:assistant:k", b"29")
+        await agreed(running, 30)
+        await redis.set("config:assistant:k", "30")
+        await reads(nc, {"k": "30"})
+        await running.source.look_at_all()
+        await pool.execute("UPDATE agent_configurations SET is_active = FALSE")
+        await stands(redis, "config:assistant:k", None)
+        await running.source.look_at_all()
+        await pool.execute("UPDATE agent_configurations SET is_active = TRUE")
+        await stands(redis, "config:assistant:k", b"30")
+        await running.source.look_at_all()
+        await pool.execute("DELETE FROM agent_configurations")
+        await stands(redis, "config:assistant:k", None)
+        await reads(nc, {})
+
+
+async def test_when_both_have_changed_redis_wins_and_history_has_both(mode, nc, redis, pool) -> None:
+    async with source(mode) as running:
+        await redis.set("config:assistant:k", "1")
+        await agreed(running, 1)
+    await pool.execute(PUT, "assistant", "k", "by SQL")
+    await redis.set("config:assistant:k", "of Redis")
+    async with source(mode):
+        await reads(nc, {"k": "of Redis"})
+        values = await pool.fetch("SELECT new_value FROM config_history ORDER BY revision")
+        assert [row["new_value"] for row in values] == ["1", "by SQL", "of Redis"]
+
+
+# -- one agent alone -------------------------------------------------------------------------------------------------
+async def test_a_single_agent_has_its_keys_without_a_prefix_and_nothing_else_is_touched(mode, nc, redis, pool) -> None:
+    alone = mode.model_copy(update={"config_redis_prefix": "", "config_redis_agent": "assistant"})
+    await redis.set("somebody-elses", "data")
+    async with source(alone) as running:
+        await ask(nc, "config.schema.assistant", {"schema": schema_of(DurableAgentSettings)})
+        await redis.set("agent_role", "a pirate")
+        await reads(nc, {"agent_role": "a pirate"})
+        await redis.set("assistant", '{"agent_role": "a cook", "max_iterations": 4}')
+        await reads(nc, {"agent_role": "a cook", "max_iterations": "4"})
+        await pool.execute(PUT, "*", "k", "not in Redis")
+        await reads(nc, {"agent_role": "a cook", "max_iterations": "4", "k": "not in Redis"})
+        await running.source.look_at_all()
+        await redis.delete("agent_role")
+        await reads(nc, {"max_iterations": "4", "k": "not in Redis"})
+    keys = {key for key in await redis.keys("*") if not key.startswith(b"perdure:")}
+    assert keys == {b"somebody-elses", b"max_iterations"}
+
+
+# -- Redis away, managers that come and go ---------------------------------------------------------------------------
+async def test_with_redis_down_reads_go_on_and_writes_are_refused_with_the_reason(mode, servers, nc, redis) -> None:
+    async with source(mode) as running:
+        await redis.set("config:assistant:a", "1")
+        await agreed(running, 1)
+        await servers.redis.kill()
+        assert (await ask(nc, "config.get.assistant"))["configurations"] == {"a": "1"}
+        refused = await ask(nc, "config.set.assistant", {"configurations": {"a": "2"}}, timeout=20)
+        assert refused["error"]["code"] == "unavailable"
+        assert "Redis is the source" in refused["error"]["message"]
+        assert running.table.revision == 1
+        assert (await running.health.report())["checks"]["config_redis"]["status"] == "warning"
+        await servers.redis.start()
+        await redis.set("config:assistant:a", "3")
+        await reads(nc, {"a": "3"})
+
+
+async def test_a_manager_starts_while_redis_is_down_and_follows_when_it_is_there(
+    mode, servers, nc, redis, pool
+) -> None:
+    await pool.execute(PUT, "assistant", "a", "1")
+    await servers.redis.stop()
+    async with manager(mode):
+        await reads(nc, {"a": "1"})
+        await servers.redis.start()
+        await stands(redis, "config:assistant:a", b"1")
+        await redis.set("config:assistant:a", "2")
+        await reads(nc, {"a": "2"})
+
+
+async def test_of_two_managers_one_mirrors_and_another_takes_over_without_a_loss(mode, nc, redis) -> None:
+    async with source(mode, instance_id="one") as one:
+        await eventually(lambda: one.sync.leading)
+        async with source(mode, instance_id="two") as two:
+            two.source.patience = 3600.0
+            for number in range(20):
+                await redis.set("config:assistant:a", str(number))
+            await reads(nc, {"a": "19"})
+            await eventually(lambda: two.table.layer("assistant") == {"a": "19"})
+            assert (one.source.mirror.wrote > 0, two.source.mirror.wrote) == (True, 0)
+            two.source.patience = 0.0
+            await one.stop()
+            await redis.set("config:assistant:a", "20")
+            await redis.set("config:assistant:b", "1")
+            await reads(nc, {"a": "20", "b": "1"})
+            await eventually(lambda: two.sync.leading)
+            await redis.delete("config:assistant:b")
+            await reads(nc, {"a": "20"})
+
+
+async def test_a_leader_that_hangs_is_helped(mode, nc, redis) -> None:
+    async with source(mode, instance_id="one") as one, source(mode, instance_id="two") as two:
+        await eventually(lambda: one.sync.leading or two.sync.leading)
+        leader, other = (one, two) if one.sync.leading else (two, one)
+        other.source.patience = 0.05
+        leader.source.look = leader.source.look_at_all = lambda *_names: asyncio.sleep(3600)
+        await redis.set("config:assistant:a", "1")
+        await eventually(lambda: other.table.layer("assistant") == {"a": "1"})
+
+
+async def test_changes_made_while_no_manager_ran_are_found_when_one_starts(mode, nc, redis) -> None:
+    updates = await messages(nc, "config.update")
+    await redis.mset({"config:assistant:a": "1", "config:mailer:b": "1"})
+    await redis.set("config:sorter", '{"c": 1}')
+    async with source(mode):
+        await reads(nc, {"c": "1"}, agent="sorter")
+        await eventually(lambda: {each["agent_name"] for each in updates} == {"assistant", "mailer", "sorter"})
+    assert await redis.get("config:sorter") is None
