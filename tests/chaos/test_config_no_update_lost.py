@@ -41,9 +41,10 @@ GONE = (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError, as
 class Manager:
     """A ConfigManager process that may be killed at any moment."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, **environment: str) -> None:
         self._environment = {
             **os.environ,
+            **environment,
             "NATS_URL": settings.nats_url,
             "DATABASE_URL": settings.database_url,
             "REDIS_URL": settings.redis_url,

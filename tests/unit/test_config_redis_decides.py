@@ -85,6 +85,15 @@ def test_without_a_prefix_only_declared_keys_are_read() -> None:
     assert names.fixed == ["assistant", "agent_role"]
 
 
+def test_a_namespace_is_before_everything_else() -> None:
+    names = RedisNames("", "assistant", lambda: ["agent_role"], space="ns:staging:")
+    assert names.read("ns:staging:agent_role") == Name("assistant", "agent_role")
+    assert names.read("agent_role") is names.read("ns:staging:perdure:config:table") is None
+    assert names.read("ns:staging:somebody-elses") is None
+    assert names.fixed == ["ns:staging:assistant", "ns:staging:agent_role"]
+    assert names.own_key("mark") == "ns:staging:perdure:config:mark:assistant"
+
+
 def test_a_prefix_is_no_pattern() -> None:
     assert RedisNames("a*[b]?", None, tuple).pattern == r"a\*\[b\]\?*"
 
