@@ -20,7 +20,7 @@ log = structlog.get_logger()
 
 
 class LastKnownGood:
-    """The hash `config:lkg:<agent>` with `revision`, `values` (JSON), `hash` and `saved_at`.
+    """The hash `perdure:config:lkg:<agent>` with `revision`, `values` (JSON), `hash` and `saved_at`.
 
     Only good rows are in it, and secrets only as references. Redis being away is logged and does no harm.
     """

@@ -76,7 +76,7 @@ async def test_a_held_value_outlives_a_restart_of_the_agent(settings, nc, redis,
         async with following(nc, redis, settings) as agent:
             await pool.execute(PUT, "assistant", "max_iterations", "5")
             await eventually(lambda: agent.snapshot.get_setting("max_iterations") == 5)
-            await eventually(lambda: redis.hget("config:lkg:assistant", "revision"))
+            await eventually(lambda: redis.hget("perdure:config:lkg:assistant", "revision"))
             await pool.execute(PUT, "assistant", "max_iterations", "many")
             await eventually(lambda: agent.snapshot.revision == 2)
         async with following(nc, redis, settings) as agent:
@@ -132,7 +132,7 @@ async def test_without_a_manager_the_agent_starts_on_the_last_known_good_and_cat
 ) -> None:
     async with manager(settings), following(nc, redis, settings):
         await pool.execute(PUT, "assistant", "agent_role", "known")
-        await eventually(lambda: redis.hget("config:lkg:assistant", "revision"))
+        await eventually(lambda: redis.hget("perdure:config:lkg:assistant", "revision"))
         await eventually(lambda: _saved(redis, b"1"))
     changes = []
 
@@ -150,7 +150,7 @@ async def test_without_a_manager_the_agent_starts_on_the_last_known_good_and_cat
 
 
 async def _saved(redis, revision: bytes) -> bool:
-    return await redis.hget("config:lkg:assistant", "revision") == revision
+    return await redis.hget("perdure:config:lkg:assistant", "revision") == revision
 
 
 async def test_without_manager_or_redis_the_agent_starts_on_the_defaults_of_its_code(

@@ -76,7 +76,7 @@ async def test_the_same_agent_has_its_own_settings_runs_and_history_in_each(sett
             names = {stream.config.name for stream in await nc.jetstream().streams_info()}
             assert {"WORK", "TASKS", "RUN_EVENTS", "staging-WORK", "staging-TASKS", "staging-RUN_EVENTS"} == names
             keys = await eventually(lambda: redis.keys("ns:staging:*"))
-            assert b"ns:staging:config:lkg:greeter" in keys
+            assert b"ns:staging:perdure:config:lkg:greeter" in keys
             services = await ask(nc, "ns.staging.$SRV.PING.config-manager")
             assert services["name"] == "config-manager"
     finally:
