@@ -9,7 +9,7 @@ WORKERS ?= 2
 PYTEST := $(PY) -m pytest
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test lint format bench chaos build lock clean
+.PHONY: help setup run test replay lint format bench chaos build lock clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -25,6 +25,9 @@ run: $(STAMP) ## Start the whole platform in the foreground; Ctrl-C stops all of
 
 test: $(STAMP) ## Run the whole test suite against real servers on free ports
 	@$(PYTEST) -n $(WORKERS)
+
+replay: $(STAMP) ## Run the engine's tests with every run replayed from its journal at every await
+	@$(PYTEST) -n $(WORKERS) tests/integration/engine --perdure-always-replay
 
 lint: $(STAMP) ## Check style, types and import rules
 	$(PY) -m ruff check .

@@ -70,6 +70,12 @@ class RunGet(RunRef):
     after: int = Field(0, ge=0, lt=2**63)
 
 
+class RunHistory(RunRef):
+    """`run.history`: what a replay of the run would read, its rows after seq `after`, a page at a time."""
+
+    after: int = Field(0, ge=0, lt=2**63)
+
+
 class RunSignal(RunRef):
     """`run.signal`: a signal to a run; with `id`, the same signal sent twice counts once."""
 

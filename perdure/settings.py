@@ -67,6 +67,8 @@ class Settings(BaseSettings):
     redispatch_after: float = Field(3.0, gt=0, description="age of a pending run's last wake-up before the next")
     max_payload: int = Field(1_000_000, ge=1024, description="largest task, result or message")
 
+    always_replay: bool = Field(False, description="for tests: a run is replayed from its journal at every await")
+
     # -- configuration --
     config_poll_interval: float = Field(30.0, gt=0, description="how often configuration is compared anyway")
     config_store: Literal["postgres", "redis"] = "postgres"

@@ -139,9 +139,10 @@ async def servers(request: pytest.FixtureRequest, shared_postgres: PostgresServe
 
 
 @pytest.fixture
-def settings(servers: Servers, tmp_path: Path) -> Settings:
+def settings(request: pytest.FixtureRequest, servers: Servers, tmp_path: Path) -> Settings:
     """Settings that name this test's servers; nothing of the machine's environment."""
-    return settings_for(servers, tmp_path)
+    replay = request.config.getoption("perdure_always_replay") and not request.node.get_closest_marker("in_memory")
+    return settings_for(servers, tmp_path, always_replay=bool(replay))
 
 
 @pytest.fixture

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated, Literal, get_args
 
 import typer
@@ -13,6 +14,7 @@ from perdure.cli.console import err, fail, out, print_json
 from perdure.cli.run import see_through
 from perdure.client import Client, RunHandle
 from perdure.messages import RunStatus
+from perdure.testing import Recorder
 
 RunId = Annotated[str, typer.Argument(metavar="RUN_ID", help="The run.", show_default=False)]
 Out = Annotated[Output, typer.Option("-o", "--output", help="How to print.")]
@@ -132,6 +134,21 @@ def fork(
         if output is Output.TABLE:
             out.print(handle.run_id)
         await _go_on(handle, client, output, wait=wait)
+
+    working(work)
+
+
+@app.command()
+def export(
+    run_ids: Annotated[list[str], typer.Argument(metavar="RUN_ID...", help="The runs.", show_default=False)],
+    *,
+    folder: Annotated[Path, typer.Option("-o", "--output", help="The folder of the files.")] = Path("histories"),
+) -> None:
+    """Write the histories of runs as files, one a run, for tests that replay them against new code."""
+
+    async def work(client: Client) -> None:
+        for file in await Recorder(folder).record(client, *run_ids):
+            out.print(str(file), markup=False, soft_wrap=True)
 
     working(work)
 

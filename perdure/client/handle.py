@@ -57,6 +57,17 @@ class RunHandle:
             return await self._connection.details(self.run_id)
         return await self._connection.insist("run.get", {"run_id": self.run_id, "steps": False})
 
+    async def history(self) -> dict[str, Any]:
+        """What a replay of the run reads: `run`, `rows`, `snapshots`; see `perdure.testing`. Raises `NotFound`."""
+        page = await self._connection.insist("run.history", {"run_id": self.run_id})
+        whole = {name: page[name] for name in ("run", "rows", "snapshots")}
+        while page["next_after"] is not None:
+            page = await self._connection.insist("run.history", {"run_id": self.run_id, "after": page["next_after"]})
+            whole["rows"] += page["rows"]
+            whole["snapshots"] |= page["snapshots"]
+            whole["run"] = page["run"]
+        return whole
+
     async def signal(self, name: str, payload: Any = None, id: str | None = None) -> None:  # noqa: A002 -- the wire's word
         """Send a signal; it is kept until the run waits for it. The same `id` again counts once.
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections import OrderedDict, defaultdict
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import structlog
@@ -17,6 +18,7 @@ from perdure.store.failures import CONNECTION_ERRORS
 
 if TYPE_CHECKING:
     from perdure.config.snapshot import AgentConfig
+    from perdure.engine.execution import Execution
     from perdure.engine.worker import Worker
 
 log = structlog.get_logger(__name__)
@@ -138,6 +140,17 @@ class Claims:
                 worker.executions[run.run_id].close()  # an earlier epoch of ours
             worker.begin(run, histories.get(run.run_id, []), snapshots[run.config_hash or config.hash], snapshots)
         return await self._others(set(run_ids) - {run.run_id for run in taken})
+
+    async def again(self, execution: Execution) -> None:
+        """Replay a run that this process holds, from the journal, as another process would after it."""
+        worker = self._worker
+        run = replace(execution.run, cancel_reason=execution.cancel_reason)
+        histories = await self._histories([run])
+        snapshots = await self._load_snapshots([run], histories)
+        if worker.executions.get(run.run_id) is execution:
+            execution.close()
+            config = snapshots[run.config_hash] if run.config_hash else worker.newest_config()
+            worker.begin(run, histories.get(run.run_id, []), config, snapshots)
 
     async def _others(self, run_ids: set[str]) -> set[str]:
         if not run_ids:

@@ -124,6 +124,7 @@ class Execution:
         self._linger: asyncio.TimerHandle | None = None
         self._tasks: set[asyncio.Task[Any]] = set()
         self.cancel_reason = run.cancel_reason
+        self._straight = False  # under `always_replay`: an outcome was handed over that no replay has shown yet
 
     # -- life ---------------------------------------------------------------------------------------------------------
 
@@ -176,6 +177,9 @@ class Execution:
         left = [row for row in self.ready if row.path not in self.calls] if self.history_left else []
         if left:
             self.block(mismatch(left[0], None, [], ended=move.status))
+            return
+        if self._straight:
+            self._replay()
             return
         self.leaving = True
         reach("end.before", self.run_id)
@@ -310,6 +314,11 @@ class Execution:
         self._pumping = True
         try:
             while self.active == 0 and self.ready and not self.leaving:
+                if self.host.always_replay and not self.history_left:
+                    if self.busy == 0:
+                        self._replay()
+                        return
+                    self._straight = True  # other work is under way, which a replay would begin again
                 self._hand_over(self.ready.popleft())
         finally:
             self._pumping = False
@@ -338,6 +347,11 @@ class Execution:
                 for waiting in list(self.pending.values()):
                     if not waiting.done and not waiting.abandoned:
                         waiting.go_live()
+
+    def _replay(self) -> None:
+        """`always_replay`: leave memory, and come back from the journal with all that is in it."""
+        self.leaving = True
+        self.host.replay(self)
 
     # -- waiting ------------------------------------------------------------------------------------------------------
 

@@ -31,6 +31,7 @@ class Host(Protocol):
     settings: Settings
     linger: float  # seconds that a waiting run stays in memory
     cancel_grace: float
+    always_replay: bool  # a run leaves memory at every await, so that code which does not replay is found at once
     fences: int
     steps_running: int
     transactions: asyncio.Semaphore
@@ -58,6 +59,9 @@ class Host(Protocol):
 
     def engine_failed(self, execution: Execution, error: BaseException) -> None:
         """A fault of the engine itself: give the run back."""
+
+    def replay(self, execution: Execution) -> None:
+        """Begin the run anew from its journal, under the epoch it has: what `always_replay` does at every await."""
 
     def closed(self, execution: Execution) -> None:
         """The execution has left memory."""

@@ -75,7 +75,8 @@ class Worker:
         self.pool = pool
         self.queries: Mapping[str, str] = load_queries("engine.sql")
         self.clock: Clock = clock or SystemClock()
-        self.linger = linger
+        self.always_replay = settings.always_replay
+        self.linger = 0.0 if self.always_replay else linger
         self.cancel_grace = 1.5
         self.fences = 0
         self.steps_running = 0
@@ -230,6 +231,10 @@ class Worker:
         if self._hot_state is not None:
             self._hot_state.note(run.run_id, run.agent_name, "running", execution.last_seq)
         execution.start()
+
+    def replay(self, execution: Execution) -> None:
+        """Begin the run anew from its journal, under the epoch it has."""
+        self._soon(self._patiently(functools.partial(self._claims.again, execution)))
 
     def closed(self, execution: Execution) -> None:
         """The execution has left memory."""

@@ -14,17 +14,32 @@ if TYPE_CHECKING:
     from perdure.testing.crash import crash_at
     from perdure.testing.harness import Harness, HarnessRun
     from perdure.testing.models import Call, ScriptedModel
+    from perdure.testing.recorder import Recorder
+    from perdure.testing.replay import Diverged, Replayed
 
 # Every pytest of an environment with Perdure loads this package for its plugin, so nothing is imported before its use.
 _HOMES = {
     "Call": "perdure.testing.models",
+    "Diverged": "perdure.testing.replay",
     "FakeClock": "perdure.testing.clock",
     "Harness": "perdure.testing.harness",
     "HarnessRun": "perdure.testing.harness",
+    "Recorder": "perdure.testing.recorder",
+    "Replayed": "perdure.testing.replay",
     "ScriptedModel": "perdure.testing.models",
     "crash_at": "perdure.testing.crash",
 }
 
-__all__ = ["Call", "FakeClock", "Harness", "HarnessRun", "ScriptedModel", "crash_at"]
+__all__ = [
+    "Call",
+    "Diverged",
+    "FakeClock",
+    "Harness",
+    "HarnessRun",
+    "Recorder",
+    "Replayed",
+    "ScriptedModel",
+    "crash_at",
+]
 
 __getattr__ = exports(__name__, _HOMES, globals())

@@ -19,7 +19,7 @@ from perdure import subjects
 from perdure.agent.base import BaseAgent
 from perdure.agent.process import AgentProcess
 from perdure.bus.streams import ensure_streams
-from perdure.engine import points, runs
+from perdure.engine import history, points, runs
 from perdure.engine.definition import WorkflowDefinition, define_workflow
 from perdure.errors import RunFailed
 from perdure.settings import Settings
@@ -75,6 +75,10 @@ class HarnessRun:
         """The run as `run.get` shows it: status, output, error, steps."""
         return await runs.get(self._harness.pool, self.run_id)
 
+    async def history(self) -> dict[str, Any]:
+        """What a replay of the run reads, for `Recorder.keep`."""
+        return await history.whole(self._harness.pool, self.run_id)
+
     async def waiting(self) -> None:
         """Come back when the run waits (for a time, a signal or a child)."""
 
@@ -109,7 +113,8 @@ class Harness:
     """Runs one agent for a test: `async with harness(MyAgent, mocks={"mailer": {"id": 1}}) as h`.
 
     `mocks` stand for other agents: the output of each by name, or a function of the task (plain or async) whose
-    exception fails the child. `config` is the agent's configuration as text by key.
+    exception fails the child. `config` is the agent's configuration as text by key. Under `always_replay` a run leaves
+    memory at every await and is replayed from its journal, so that code which does not replay ends `blocked` at once.
     """
 
     def __init__(
@@ -119,9 +124,11 @@ class Harness:
         *,
         mocks: Mapping[str, Any] | None = None,
         config: Mapping[str, str] | None = None,
+        always_replay: bool = False,
     ) -> None:
         self._agent = agent
         self._settings = settings
+        self._always_replay = always_replay
         self._mocks = {subjects.agent_name(name): answer for name, answer in (mocks or {}).items()}
         self._rows = dict(config or {})
         self._revision = 1
@@ -228,7 +235,8 @@ class Harness:
         return self._settings.model_copy(update={"instance_id": f"{name}-{uuid4().hex[:8]}", "drain_timeout": 1.0})
 
     async def _start_agent(self) -> None:
-        self._process = AgentProcess(self._agent, self._for_instance("agent"), clock=self.clock, linger=0.0)
+        settings = self._for_instance("agent").model_copy(update={"always_replay": self._always_replay})
+        self._process = AgentProcess(self._agent, settings, clock=self.clock, linger=0.0)
         await self._process.start()
 
     def _count(self, point: str, run_id: str, name: str) -> None:

@@ -11,9 +11,9 @@ from nats.aio.client import Client
 from perdure.agent import approvals
 from perdure.bus.endpoint import Handler
 from perdure.bus.service import Request
-from perdure.engine import runs
+from perdure.engine import history, runs
 from perdure.errors import InvalidRequest
-from perdure.messages import RunApprovals, RunApprove, RunFork, RunGet, RunList, RunRef, RunSignal, parse
+from perdure.messages import RunApprovals, RunApprove, RunFork, RunGet, RunHistory, RunList, RunRef, RunSignal, parse
 from perdure.settings import Settings
 from perdure.store.postgres import Pool
 
@@ -30,6 +30,7 @@ class RunRequests:
         """The handlers by the last word of their subject."""
         return {
             "get": self.get,
+            "history": self.history,
             "list": self.list,
             "cancel": self.cancel,
             "resume": self.resume,
@@ -43,6 +44,11 @@ class RunRequests:
         """`run.get`: a run and its steps."""
         said = parse(RunGet, request.data)
         return await runs.get(self._pool, said.run_id, steps=said.steps, after=said.after)
+
+    async def history(self, request: Request) -> dict[str, Any]:
+        """`run.history`: what a replay of a run would read, and the cursor of the next page."""
+        said = parse(RunHistory, request.data)
+        return await history.page(self._pool, said.run_id, after=said.after)
 
     async def list(self, request: Request) -> dict[str, Any]:
         """`run.list`: runs, newest first, and the cursor of the next page."""

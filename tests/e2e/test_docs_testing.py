@@ -19,6 +19,20 @@ pythonpath = .
 """
 
 
+RECORDS = """\
+from orders import Orders
+from perdure.testing import Recorder
+
+
+async def test_it(harness):
+    async with harness(Orders) as h:
+        run = await h.start({"item": "lamp"})
+        await h.clock.advance(60)
+        await run.waiting()
+        await Recorder("histories").keep(await run.history())
+"""
+
+
 async def test_the_tests_of_the_documents_pass():
     pages = (ROOT / "docs" / "tutorial.md", ROOT / "docs" / "how-to" / "test-an-agent.md")
     with temporary_folder("docs") as folder:
@@ -27,8 +41,9 @@ async def test_the_tests_of_the_documents_pass():
                 if block.kind == "file":
                     (folder / block.name).write_text(block.text)
         (folder / "pytest.ini").write_text(SETTINGS)
+        (folder / "test_a_record.py").write_text(RECORDS)
         process = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-m", "pytest", "-q", "-p", "no:randomly", "-p", "no:cacheprovider", "test_orders.py"),
+            *(sys.executable, "-m", "pytest", "-q", "-p", "no:randomly", "-p", "no:cacheprovider"),
             cwd=folder,
             env={**os.environ, "PYTHONPATH": str(platform_root())},
             stdout=PIPE,
@@ -36,4 +51,4 @@ async def test_the_tests_of_the_documents_pass():
         )
         said, _ = await process.communicate()
     assert process.returncode == 0, said.decode()
-    assert b"2 passed" in said
+    assert b"5 passed" in said

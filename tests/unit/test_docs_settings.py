@@ -46,7 +46,9 @@ def test_the_reference_of_the_environment_lists_every_setting_with_its_default()
     for field, said in Settings.model_fields.items():
         default = said.get_default()
         if default not in (None, PydanticUndefined):
-            assert listed[variable(field)] == (f"{default:g}" if isinstance(default, float) else str(default))
+            assert listed[variable(field)] == (
+                f"{default:g}" if isinstance(default, float) else str(default).replace("False", "false")
+            )
 
 
 @pytest.mark.parametrize("page", PAGES, ids=IDS)

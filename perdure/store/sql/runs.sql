@@ -44,6 +44,17 @@ SELECT run_id, agent_name, status, output, error, waiting_signals, finished_at F
 SELECT seq, path, kind, name, outcome, result, error, attempt, due_at, epoch, config_revision, started_at, finished_at
 FROM journal WHERE run_id = $1 AND seq > $2 ORDER BY seq LIMIT $3
 
+-- name: recorded_run
+SELECT run_id, agent_name, workflow, version, source_hash, session_id, parent_run_id, task, status, attempts, output,
+       error, config_revision, config_hash, base_seq, seq_floor, created_at, started_at, finished_at
+FROM runs WHERE run_id = $1
+
+-- name: recorded_rows
+-- The rows that a replay of the run would read, a page at a time.
+SELECT seq, path, kind, name, hash, outcome, result, error, attempt, due_at, signal_seq, config_revision, started_at,
+       finished_at
+FROM journal WHERE run_id = $1 AND seq > $2 ORDER BY seq LIMIT $3
+
 -- name: list
 SELECT turn, run_id, agent_name, workflow, session_id, parent_run_id, status, attempts, error, created_at, started_at,
        finished_at

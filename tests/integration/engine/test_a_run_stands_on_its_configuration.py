@@ -2,6 +2,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
+
 from perdure.agent.base import BaseAgent
 from perdure.engine import Context, workflow
 from tests.engine_support import at_rest, signal, until
@@ -34,6 +36,7 @@ async def say(platform, process, word: str) -> None:
     await eventually(lambda: process.newest().get_setting("word", "none") == word)
 
 
+@pytest.mark.in_memory
 async def test_a_run_sees_a_new_configuration_only_where_it_adopts_one_and_ever_after(settings, nc, pool):
     async with in_process(settings, nc) as platform:
         process = await platform.agent(Standing)

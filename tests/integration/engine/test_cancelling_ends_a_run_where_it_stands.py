@@ -122,6 +122,7 @@ async def test_what_a_run_tidies_up_is_journaled_and_may_take_its_time(stubborn)
     assert [step["name"] for step in run["steps"]] == ["cancel", "unbook"]
 
 
+@pytest.mark.in_memory
 async def test_a_run_that_tidies_up_may_wait_and_leaves_memory_meanwhile(stubborn):
     platform, process = stubborn
     process.worker.linger = 30.0

@@ -128,6 +128,7 @@ async def test_children_that_a_cancellation_did_not_reach_are_found_by_the_sweep
     await until(platform, "left", "cancelled")
 
 
+@pytest.mark.in_memory
 async def test_a_child_on_its_way_when_its_branch_is_cancelled_is_cancelled_too(family):
     platform, _ = family
     run_ids = [await platform.start_run("family", {}, workflow="race") for _ in range(5)]

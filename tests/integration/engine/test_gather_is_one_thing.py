@@ -106,6 +106,7 @@ async def test_results_stand_in_call_order_however_deep(gathering):
         assert (await output(platform, "order"))["output"] == expected
 
 
+@pytest.mark.in_memory
 @pytest.mark.parametrize("often", ["straight", "lost after each row"])
 async def test_the_first_failure_cancels_the_siblings_and_is_raised(gathering, often):
     platform, process = gathering

@@ -129,6 +129,7 @@ async def test_steps_end_as_their_errors_say_and_never_end_the_process(failing):
     assert process.worker.steps_running == 0
 
 
+@pytest.mark.in_memory
 async def test_retries_and_their_exhaustion_survive_a_change_of_process(failing, pool):
     platform, process = failing
     run_id = await platform.start_run("failing", {"delay": 0.05}, workflow="pause")

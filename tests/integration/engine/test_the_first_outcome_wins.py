@@ -118,6 +118,7 @@ async def ended(platform, what: str) -> dict:
     return run
 
 
+@pytest.mark.in_memory
 @pytest.mark.parametrize("often", ["straight", "lost after each row"])
 async def test_the_first_outcome_wins_and_the_others_unwind_before_it_is_handed_over(racing, often):
     platform, process = racing

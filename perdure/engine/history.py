@@ -1,0 +1,110 @@
+"""What a replay of a run reads, as JSON: for files that tests of authors replay against new code."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import fields
+from datetime import datetime
+from typing import Any, get_type_hints
+
+import asyncpg
+
+from perdure.engine.codec import decode, encode
+from perdure.engine.rows import ClaimedRun, JournalRow
+from perdure.errors import NotFound
+from perdure.store.postgres import Pool
+from perdure.store.queries import load_queries
+
+_SQL = load_queries("runs.sql")
+_ENGINE = load_queries("engine.sql")
+
+ROWS, BYTES = 500, 400_000  # of one page
+
+_JSON = ("task", "output", "result", "error")
+_TIMES = {name for name, hint in get_type_hints(JournalRow).items() if hint in (datetime, datetime | None)}
+
+
+async def page(pool: Pool, run_id: str, *, after: int = 0) -> dict[str, Any]:
+    """The run, its rows after seq `after` and the snapshots they name; `next_after` is None on the last page.
+
+    JSON texts are values; one that is NULL is left out, so that it differs from a JSON `null`. Raises `NotFound`.
+    """
+    record = await pool.fetchrow(_SQL["recorded_run"], run_id)
+    if record is None:
+        raise NotFound(f"there is no run {run_id!r}", run_id=run_id)
+    found = await pool.fetch(_SQL["recorded_rows"], run_id, max(after, record["base_seq"]), ROWS)
+    rows: list[dict[str, Any]] = []
+    size = 0
+    for each in found:
+        size += len(each["result"] or "") + len(each["error"] or "") + 200
+        if rows and size > BYTES:
+            break
+        rows.append(_plain(each))
+    whole = len(rows) == len(found) < ROWS
+    run = _plain(record)
+    return {
+        "status": "success",
+        "run_id": run_id,
+        "run": run,
+        "rows": rows,
+        "snapshots": await _snapshots(pool, run, rows),
+        "next_after": None if whole else rows[-1]["seq"],
+    }
+
+
+async def whole(pool: Pool, run_id: str) -> dict[str, Any]:
+    """The history of a run, all its pages as one: `run`, `rows`, `snapshots`. Raises `NotFound`."""
+    found = await page(pool, run_id)
+    rows, snapshots = found["rows"], found["snapshots"]
+    while found["next_after"] is not None:
+        found = await page(pool, run_id, after=found["next_after"])
+        rows += found["rows"]
+        snapshots |= found["snapshots"]
+    return {"run": found["run"], "rows": rows, "snapshots": snapshots}
+
+
+async def _snapshots(pool: Pool, run: Mapping[str, Any], rows: list[dict[str, Any]]) -> dict[str, Any]:
+    wanted = {
+        run["config_hash"],
+        *(row["result"]["hash"] for row in rows if row["kind"] == "config" and "result" in row),
+    }
+    records = await pool.fetch(_ENGINE["snapshots"], run["agent_name"], [each for each in wanted if each])
+    return {r["hash"]: {"revision": r["revision"], "values": decode(r["values"])} for r in records}
+
+
+def _plain(record: asyncpg.Record) -> dict[str, Any]:
+    said: dict[str, Any] = {}
+    for name, value in record.items():
+        if name in _JSON:
+            if value is not None:
+                said[name] = decode(value)
+        else:
+            said[name] = value.isoformat() if isinstance(value, datetime) else value
+    return said
+
+
+def recorded_row(said: Mapping[str, Any]) -> JournalRow:
+    """A journal row of a page. Raises `KeyError` or `ValueError` for what is none."""
+    values: dict[str, Any] = {}
+    for field in fields(JournalRow):
+        if field.name in _JSON:
+            values[field.name] = _text(said, field.name)
+        else:
+            value = said[field.name]
+            values[field.name] = datetime.fromisoformat(value) if value and field.name in _TIMES else value
+    return JournalRow(**values)
+
+
+def recorded_run(said: Mapping[str, Any]) -> ClaimedRun:
+    """A run of a page, as its next claimer holds it. Raises `KeyError` or `ValueError` for what is none."""
+    plain = {
+        name: said[name]
+        for name in ("run_id", "agent_name", "workflow", "version", "session_id", "parent_run_id", "attempts",
+                     "config_revision", "config_hash", "base_seq", "seq_floor")
+    }  # fmt: skip
+    began = datetime.fromisoformat(said["started_at"] or said["created_at"])
+    return ClaimedRun(**plain, epoch=1, task=_text(said, "task") or "null", cancel_reason=None, started_at=began)
+
+
+def _text(said: Mapping[str, Any], name: str) -> str | None:
+    return encode(said[name], what=name) if name in said else None
