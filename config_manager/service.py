@@ -32,6 +32,7 @@ from config_manager.requests import (
 from config_manager.rollout import Rollouts
 from config_manager.sync import ConfigSync
 from config_manager.table import ConfigTable, layers_of
+from config_manager.upkeep import Upkeep
 from perdure import subjects
 from perdure.bus.service import Request, Service
 from perdure.config.schema import hash_of_schema
@@ -61,6 +62,7 @@ class ConfigManager(Service):
         self.judge = Judge()
         self.copy: RedisCopy
         self.rollouts: Rollouts
+        self.upkeep: Upkeep
         self.sync: ConfigSync
         self.source: RedisSource | None = None  # where PERDURE_CONFIG_STORE says redis
 
@@ -94,6 +96,8 @@ class ConfigManager(Service):
         self.spawn(self._copy_loop, name="config-copy")
         self.rollouts = Rollouts(self.nats, self.pool)
         self.spawn(self.rollouts.run, name="config-rollouts")
+        self.upkeep = Upkeep(self.settings, self.pool, self.redis, self.table)
+        self.spawn(lambda: self.upkeep.run(lambda: self.sync.leading), name="config-upkeep")
         with suppress(TimeoutError):  # it goes on trying, and says so
             async with asyncio.timeout(FIRST_LISTEN):
                 await self.sync.started.wait()
@@ -159,8 +163,8 @@ class ConfigManager(Service):
         layers = [target.layer] if own else layers_of(target.agent, target.instance)
         with told_as_api_errors():
             newest = await self.pool.fetchval(SQL["revision"])
-            if at is not None and at > newest:
-                raise NotFound(f"there is no revision {at}: the newest is {newest}")
+            if at is not None:
+                writes.check_known(at, newest=newest, pruned_to=await self.pool.fetchval(SQL["pruned_to"]))
             rows = await self.pool.fetch(SQL["layers_at"], layers, newest if at is None else at)
         apart = ConfigTable()
         apart.load(newest, rows, ({"agent_name": row["agent_name"], "revision": row["head"]} for row in rows))
@@ -247,7 +251,11 @@ class ConfigManager(Service):
                 SQL["publish_schema"], target.agent, orjson.dumps(schema).decode(), digest, published_by
             )
             await self.sync.refresh_schemas(self.pool)
-        return {"status": "success", "agent_name": target.agent, "hash": digest}
+        removed = await self.upkeep.redact()
+        if removed:
+            await self.sync.refresh(self.pool)
+        reply = {"status": "success", "agent_name": target.agent, "hash": digest}
+        return {**reply, "removed": removed} if removed else reply
 
     async def _rollout(self, request: Request) -> Reply:
         body = body_of(

@@ -202,7 +202,8 @@ class ConfigSync:
         position = await connection.fetchrow(SQL["broadcast_position"])
         if position is None:
             raise SetupError("config_broadcast or config_counter has lost its row; run `perdure migrate --check`")
-        if position["newest"] < self._table.revision:  # another database: restored, or made anew
+        # Another database, restored or made anew; or this process slept until history was pruned.
+        if position["newest"] < self._table.revision or position["pruned_to"] > self._table.revision:
             await self.reload(connection)
         if self.leading or self._is_late(position["broadcast"], position["newest"]):
             self._said = position["broadcast"]

@@ -56,8 +56,7 @@ async def roll_back(
 
     async def work(connection: Connection) -> None:
         newest = await connection.fetchval(SQL["revision"])
-        if revision > newest:
-            raise NotFound(f"there is no revision {revision}: the newest is {newest}")
+        check_known(revision, newest=newest, pruned_to=await connection.fetchval(SQL["pruned_to"]))
         then = await connection.fetch(SQL["layer_at"], layer, revision)
         now = await connection.fetch(SQL["layer_now"], layer)
         wanted: dict[str, Row] = {
@@ -69,6 +68,18 @@ async def roll_back(
         await write(connection, layer, changed, standing.keys() - wanted.keys())
 
     return await commit(pool, work, compare=compare, expected=expected, changed_by=changed_by)
+
+
+def check_known(revision: int, *, newest: int, pruned_to: int) -> None:
+    """Raise `NotFound` for a revision of the future, and for one whose history was pruned."""
+    if revision > newest:
+        raise NotFound(f"there is no revision {revision}: the newest is {newest}")
+    if revision < pruned_to:
+        raise NotFound(
+            f"revision {revision} was pruned: history goes back to revision {pruned_to} "
+            "(PERDURE_CONFIG_HISTORY_DAYS and PERDURE_CONFIG_HISTORY_REVISIONS say how far)",
+            oldest=pruned_to,
+        )
 
 
 async def write(connection: Connection, layer: str, puts: Mapping[str, Row], deletes: Collection[str]) -> None:

@@ -71,6 +71,8 @@ class Settings(BaseSettings):
 
     # -- configuration --
     config_poll_interval: float = Field(30.0, gt=0, description="how often configuration is compared anyway")
+    config_history_days: float = Field(365.0, ge=0, description="age at which history is pruned; 0: never")
+    config_history_revisions: int = Field(1_000_000, ge=0, description="revisions of history kept; 0: all")
     config_store: Literal["postgres", "redis"] = "postgres"
     config_redis_prefix: str = Field("config:", max_length=200, pattern=r"^[^\s\x00-\x1f\x7f]*$")
     config_redis_agent: str = Field(

@@ -9,6 +9,9 @@ SELECT agent_name, revision FROM config_heads;
 -- name: revision
 SELECT revision FROM config_counter;
 
+-- name: pruned_to
+SELECT pruned_to FROM config_broadcast;
+
 -- name: changes_since
 -- Revisions have no gaps and become visible in order, so the next $2 of them are whole.
 SELECT revision, agent_name, config_key, new_value, new_active, changed_at
@@ -29,7 +32,7 @@ ORDER BY revision, agent_name;
 SELECT pg_try_advisory_lock(70726475, 1);
 
 -- name: broadcast_position
-SELECT broadcast.revision AS broadcast, counter.revision AS newest
+SELECT broadcast.revision AS broadcast, counter.revision AS newest, broadcast.pruned_to
 FROM config_broadcast AS broadcast CROSS JOIN config_counter AS counter;
 
 -- name: record_broadcast
