@@ -34,6 +34,8 @@ KEEP_ALIVE: Final = 5.0  # seconds between comparisons that nothing asked for; t
 STANDBY_POLL: Final = 1.0  # the same while another one broadcasts
 PATIENCE: Final = 2.0  # seconds that another's broadcast may lag before this one helps
 BATCH: Final = 500  # revisions read at a time
+BUSY: Final = 3  # revisions that one pass found, from which on the next waits, so that it finds more
+BREATH: Final = 0.005  # seconds it waits then
 REMEMBERED: Final = 10_000  # notices kept, so that a broadcast needs no second query
 
 log = structlog.get_logger()
@@ -162,6 +164,8 @@ class ConfigSync:
         self._wake.clear()
         connection.add_termination_listener(lambda _connection: self._wake.set())
         await connection.add_listener(CHANNEL, lambda *heard: self._told(str(heard[-1])))
+        # It only records what was broadcast: lost in a crash of Postgres, it repeats messages and loses none.
+        await connection.execute(SQL["commit_later"])
         await self.reload(connection)
         await self._reconcile(connection)
         self.listening = True
@@ -171,7 +175,10 @@ class ConfigSync:
             woken = await self._woken()
             self._wake.clear()
             if woken:
+                before = self._table.revision
                 await self._advance(connection)
+                if self._table.revision - before >= BUSY:
+                    await asyncio.sleep(BREATH)
             else:
                 await self._reconcile(connection)
 

@@ -48,10 +48,13 @@ class DurableAgentSettings(BaseModel):
 
     model_config = ConfigDict(extra="ignore", frozen=True)
 
-    agent_role: str | None = Field(None, description="Who the agent is: the first line of its system prompt.")
+    agent_role: str | None = Field(None, description="What the agent is: `Your role: …` in its system prompt.")
     agent_goal: str | None = Field(None, description="What it is there for.")
     agent_instructions: Instructions | None = Field(None, description="How it works: a JSON list, or one text.")
-    agent_system_prompt: str | None = Field(None, description="A whole system prompt, in place of the composed one.")
+    agent_system_prompt: str | None = Field(
+        None,
+        description="How its system prompt opens, in place of `You are NAME.`; role, goal and all else follow.",
+    )
     agent_style_guidelines: Instructions | None = Field(None, description="How it writes: a JSON list, or one text.")
     max_iterations: int | None = Field(None, ge=1, le=1000, description="Model calls in one turn, at most.")
     tool_choice: str | None = Field(

@@ -22,6 +22,7 @@ from perdure.config.secrets import is_reference
 LENIENT: Final = "x-perdure-own-validator"  # the agent's code reads this key in its own way
 BOOLEANS: Final = frozenset(["0", "off", "f", "false", "n", "no", "1", "on", "t", "true", "y", "yes"])
 LARGEST: Final = 256 * 1024  # bytes of a schema
+REMEMBERED: Final = 1000  # unknown keys
 
 
 def schema_of(model: type[BaseModel]) -> dict[str, Any]:
@@ -61,6 +62,7 @@ class TextSchema:
         self._properties: dict[str, Mapping[str, Any]] = {
             key: described for key, described in properties.items() if isinstance(described, dict)
         }
+        self._meant: dict[str, str | None] = {}  # what was asked already: looking for near keys is dear
         self.secrets = frozenset(key for key, described in self._properties.items() if described.get("secret"))
 
     def knows(self, key: str) -> bool:
@@ -92,8 +94,12 @@ class TextSchema:
         """The declared key that an unknown one was probably meant to be."""
         if key in self._properties:
             return None
-        close = get_close_matches(key, self._properties, n=1, cutoff=0.75)
-        return close[0] if close else None
+        if key not in self._meant:
+            if len(self._meant) >= REMEMBERED:
+                self._meant.clear()
+            close = get_close_matches(key, self._properties, n=1, cutoff=0.75)
+            self._meant[key] = close[0] if close else None
+        return self._meant[key]
 
 
 def _refusal(schema: Mapping[str, Any], rule: Mapping[str, Any], text: str, *, depth: int) -> str | None:

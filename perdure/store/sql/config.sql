@@ -31,6 +31,9 @@ ORDER BY revision, agent_name;
 -- Never pg_advisory_lock: waiting on it would hold back vacuum.
 SELECT pg_try_advisory_lock(70726475, 1);
 
+-- name: commit_later
+SET synchronous_commit = off;
+
 -- name: broadcast_position
 SELECT broadcast.revision AS broadcast, counter.revision AS newest, broadcast.pruned_to
 FROM config_broadcast AS broadcast CROSS JOIN config_counter AS counter;
