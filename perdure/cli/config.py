@@ -201,6 +201,10 @@ def diff(
     if [old, with_agent, with_file].count(None) != 2:
         fail("give one thing to compare with: a revision, --agent or --file")
 
+    sides = (f"revision {old}", "now" if new is None else f"revision {new}")
+    if with_agent is not None or with_file is not None:
+        sides = (agent, str(with_agent or with_file))
+
     async def work(caller: Caller) -> tuple[dict[str, str], dict[str, str]]:
         if with_agent is not None:
             return (await caller.get(agent))["configurations"], (await caller.get(with_agent))["configurations"]
@@ -215,6 +219,6 @@ def diff(
     if output == "json":
         print_json(changes)
     else:
-        out.print(view.difference(changes))
+        out.print(view.difference(changes, sides=sides))
     if changes:
         raise typer.Exit(1)

@@ -15,8 +15,10 @@ LONGEST_CELL: Final = 400
 Changes = dict[str, tuple[str | None, str | None]]
 
 
-def settings(reply: Mapping[str, Any]) -> Table:
+def settings(reply: Mapping[str, Any]) -> Table | str:
     """The reply of `config.get`."""
+    if not (reply["configurations"] or reply.get("held") or reply.get("defaults")):
+        return f"{escape(reply['agent_name'])} has no settings; what its code says holds"
     table = Table(title=f"{reply['agent_name']} at revision {reply['revision']}", title_justify="left")
     table.add_column("key", style="bold", no_wrap=True)
     table.add_column("value")
@@ -60,13 +62,15 @@ def changes(before: Mapping[str, str], after: Mapping[str, str]) -> Changes:
     return {key: (before.get(key), after.get(key)) for key in keys if before.get(key) != after.get(key)}
 
 
-def difference(found: Changes, *, title: str | None = None) -> Table | str:
-    """The changes as a table."""
+def difference(
+    found: Changes, *, title: str | None = None, sides: tuple[str, str] = ("before", "after")
+) -> Table | str:
+    """The changes as a table; `sides` is what is compared."""
     if not found:
         return "no difference"
     table = Table(title=title, title_justify="left")
-    for column in ("key", "before", "after"):
-        table.add_column(column)
+    for column in ("key", *sides):
+        table.add_column(escape(column))
     for key, (before, after) in found.items():
         table.add_row(escape(key), f"[red]{_state(before)}[/]", f"[green]{_state(after)}[/]")
     return table
@@ -91,7 +95,7 @@ def rollouts(agent: str, found: list[dict[str, Any]]) -> Table:
     """Rollouts, the newest first."""
     table = Table(title=f"rollouts of {escape(agent)}", title_justify="left")
     for column in ("id", "state", "changes", "first on", "by", "reason"):
-        table.add_column(column)
+        table.add_column(column, overflow="fold", no_wrap=column in ("id", "state"))
     for each in found:
         changes_ = ", ".join(f"{key}={value}" for key, value in each["changes"].items())
         cells = (each["state"], changes_, ", ".join(each["targets"]), each["started_by"], each["reason"] or "")
