@@ -17,6 +17,7 @@ from config_manager import writes
 from config_manager.database import GONE, told_as_api_errors
 from config_manager.database import SQL as CONFIG
 from config_manager.table import ConfigTable
+from perdure.config.last_known_good import PREFIX
 from perdure.config.secrets import is_reference
 from perdure.errors import Unavailable
 from perdure.settings import Settings
@@ -64,8 +65,10 @@ class Upkeep:
         with told_as_api_errors():
             async with self._pool.acquire() as connection, connection.transaction():
                 floor = await connection.fetchval(SQL["prune_floor"], days, most, BATCH)
-                if floor is None or await connection.fetchval(SQL["raise_floor"], floor) is None:
+                if floor is None:
                     return False
+                if await connection.fetchval(SQL["raise_floor"], floor) is None:
+                    return True  # another ConfigManager was quicker
                 done = await connection.execute(SQL["prune"], floor, layers, keys, revisions)
         log.info("pruned history", action="config.pruned", up_to=floor, rows=int(done.rpartition(" ")[2]))
         return True
@@ -113,7 +116,7 @@ class Upkeep:
 
     async def _redact_redis(self, agent: str, key: str) -> None:
         """Take the key out of what agents knew last. An agent that runs writes its own anew."""
-        pattern = key_of(self._redis, f"config:lkg:{'*' if agent == GLOBAL_LAYER else agent}")
+        pattern = key_of(self._redis, PREFIX + ("*" if agent == GLOBAL_LAYER else agent))
         try:
             async for name in self._redis.scan_iter(match=pattern, count=1000):
                 values = orjson.loads(await self._redis.hget(name, "values") or b"{}")

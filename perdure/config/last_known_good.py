@@ -14,6 +14,7 @@ from redis.exceptions import RedisError
 from perdure.config.snapshot import AgentConfig
 from perdure.store.redis import key_of
 
+PREFIX: Final = "perdure:config:lkg:"
 DEADLINE: Final = 1.0  # seconds; a slow cache must not slow configuration down
 
 log = structlog.get_logger()
@@ -27,7 +28,7 @@ class LastKnownGood:
 
     def __init__(self, redis: Redis, agent_name: str) -> None:
         self._redis = redis
-        self._key = key_of(redis, f"perdure:config:lkg:{agent_name}")
+        self._key = key_of(redis, PREFIX + agent_name)
 
     async def save(self, snapshot: AgentConfig) -> None:
         """Remember `snapshot`."""

@@ -67,7 +67,7 @@ async def test_it_leaves_the_table_history_snapshots_rollouts_and_redis_and_hist
         await manager_.copy.save()
         before = set(await found_in(pool, redis))
         assert {"agent_configurations", "config_history", "config_snapshots", "config_rollouts"} < before
-        assert {"config:table", "config:lkg:holder"} < before
+        assert {"perdure:config:table", "perdure:config:lkg:holder"} < before
         heard = await messages(nc, "config.update")
 
         reply = await ask(nc, "config.schema.holder", {"schema": schema_of(After)})
@@ -102,7 +102,7 @@ async def test_what_a_kill_left_undone_is_done_by_the_next_manager(settings, nc,
         await pool.execute(PUT, "holder", "token", CANARY)
 
         async def known() -> bool:
-            return CANARY in repr(await redis.hgetall("config:lkg:holder"))
+            return CANARY in repr(await redis.hgetall("perdure:config:lkg:holder"))
 
         await eventually(known)
     # The agent declared it, and whoever took that died: an agent that is down does not write its cache anew.
@@ -111,7 +111,7 @@ async def test_what_a_kill_left_undone_is_done_by_the_next_manager(settings, nc,
         "ON CONFLICT (agent_name) DO UPDATE SET schema = EXCLUDED.schema, schema_hash = 'h'",
         orjson.dumps(schema_of(After)).decode(),
     )
-    assert CANARY in repr(await redis.hgetall("config:lkg:holder"))
+    assert CANARY in repr(await redis.hgetall("perdure:config:lkg:holder"))
     async with manager(settings) as running:
         await running.upkeep.look()
         await eventually(lambda: running.table.revision == 2)
@@ -131,3 +131,19 @@ async def test_a_writer_that_began_before_the_declaration_cannot_commit_after_it
             with pytest.raises(asyncpg.CheckViolationError, match="has become a secret key"):
                 await late.commit()
         assert await pool.fetchval("SELECT count(*) FROM config_history") == 0
+
+
+async def test_where_redis_is_the_source_it_leaves_its_keys_too(settings, nc, redis, pool) -> None:
+    async with manager(settings, config_store="redis") as running:
+        await redis.set("config:holder:token", CANARY)
+        await eventually(lambda: running.table.layer("holder") == {"token": CANARY})
+        assert (await ask(nc, "config.schema.holder", {"schema": schema_of(After)}))["removed"] == ["holder.token"]
+        await running.copy.save()
+
+        async def nowhere() -> bool:
+            await running.copy.save()
+            places = await found_in(pool, redis)
+            assert places == []
+            return True
+
+        await eventually(nowhere)

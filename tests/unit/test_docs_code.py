@@ -12,7 +12,7 @@ from ruamel.yaml import YAML
 
 from tests.docs import IDS, PAGES, Block, blocks
 
-LANGUAGES = {"python", "sh", "sql", "json", "yaml", "dockerfile", "text"}
+LANGUAGES = {"console", "python", "sh", "sql", "json", "yaml", "dockerfile", "text"}
 PYTHON = [
     pytest.param(block, id=f"{name}:{at}")
     for page, name in zip(PAGES, IDS, strict=True)
