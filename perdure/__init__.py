@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from perdure.config.callbacks import on_config
     from perdure.config.messages import ConfigUpdate
     from perdure.config.snapshot import AgentConfig
-    from perdure.engine import Context, Retry, StepContext, workflow
+    from perdure.engine import Context, Retry, StepContext, step, workflow
     from perdure.errors import PerdureError, PermanentError, RetryableError, RunFailed, StepFailed
     from perdure.runner.runner import AgentRunner, run_agent
 
@@ -45,6 +45,7 @@ _HOMES = {
     "cron": "perdure.agent.triggers",
     "on": "perdure.agent.triggers",
     "run_agent": "perdure.runner.runner",
+    "step": "perdure.engine",
     "tool": "perdure.agent.tools",
     "workflow": "perdure.engine",
 }
@@ -70,6 +71,7 @@ __all__ = [
     "on",
     "on_config",
     "run_agent",
+    "step",
     "tool",
     "workflow",
 ]

@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Annotated, Any, Final, Literal, TypeVar
 
 import orjson
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AwareDatetime, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 from pydantic_core import ErrorDetails
 
 from perdure.errors import InvalidRequest
@@ -36,6 +36,10 @@ RunStatus = Literal[
 SHOWN: Final = 3  # problems named in one error
 
 
+def _listed(value: Any) -> Any:
+    return [value] if isinstance(value, str) else value
+
+
 class Message(BaseModel):
     """What all requests share: immutable, unknown fields ignored."""
 
@@ -58,9 +62,21 @@ class RunAsk(RunStart):
 
 
 class RunRef(Message):
-    """`run.cancel`, `run.resume`: one run."""
+    """`run.resume`, `run.pause`: one run."""
 
     run_id: Id
+
+
+class RunEnd(RunRef):
+    """`run.cancel`, `run.terminate`: one run, and why; the run's error says it."""
+
+    reason: str | None = Field(None, max_length=1000)
+
+
+class RunRestart(RunRef):
+    """`run.restart`: a new run with the task of this one; the same `new_run_id` again is the same new run."""
+
+    new_run_id: Id | None = None
 
 
 class RunGet(RunRef):
@@ -109,6 +125,36 @@ class RunFork(RunRef):
     """`run.fork`: a new run that begins as a copy of this one up to `step`."""
 
     step: Name
+    new_run_id: Id | None = None
+
+
+class RunFilter(Message):
+    """Which runs: all that fit every field that is given; `status` is one state or a list, times are ISO 8601."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    agent: AgentName | None = None
+    status: Annotated[list[RunStatus], BeforeValidator(_listed)] | None = None
+    workflow: Name | None = None
+    version: str | None = Field(None, max_length=256)
+    session_id: Id | None = None
+    created_after: AwareDatetime | None = None
+    created_before: AwareDatetime | None = None
+
+
+class RunBulk(Message):
+    """`run.bulk`: one action on the runs of a filter, `limit` at a time; `dry_run` only counts them.
+
+    `all: true` must be said when the filter is empty. `cursor` is the `next_cursor` of the page before.
+    """
+
+    action: Literal["cancel", "terminate", "pause", "resume", "restart"]
+    filter: RunFilter = RunFilter()
+    all: bool = False
+    dry_run: bool = False
+    reason: str | None = Field(None, max_length=1000)
+    limit: int = Field(100, ge=1, le=500)
+    cursor: str | None = Field(None, max_length=512)
 
 
 class RunList(Message):

@@ -7,18 +7,16 @@ from typing import Annotated, Literal, get_args
 
 import typer
 
+from perdure.cli import runs_control
 from perdure.cli import runs_view as view
 from perdure.cli.approvals import approval_of
 from perdure.cli.clients import Output, parse_json, say_if_absent, working
 from perdure.cli.console import err, fail, out, print_json
-from perdure.cli.run import see_through
-from perdure.client import Client, RunHandle
+from perdure.cli.runs_control import Out, RunId, Wait, go_on
+from perdure.client import Client
 from perdure.messages import RunStatus
 from perdure.testing import Recorder
 
-RunId = Annotated[str, typer.Argument(metavar="RUN_ID", help="The run.", show_default=False)]
-Out = Annotated[Output, typer.Option("-o", "--output", help="How to print.")]
-Wait = Annotated[bool, typer.Option("--wait", help="Watch it to its end and print its output.")]
 STATUSES = ", ".join(get_args(RunStatus))
 
 app = typer.Typer(
@@ -40,6 +38,7 @@ app = typer.Typer(
 def register(main: typer.Typer) -> None:
     """Add the commands."""
     main.add_typer(app, name="runs")
+    runs_control.register(app)
 
 
 @app.command("list")
@@ -90,33 +89,6 @@ def show(run_id: RunId, *, output: Out = Output.TABLE) -> None:
 
 
 @app.command()
-def cancel(
-    run_id: RunId,
-    *,
-    reason: Annotated[str | None, typer.Option("--reason", "-r", help="Why; the run's error says it.")] = None,
-    output: Out = Output.TABLE,
-) -> None:
-    """End a run and its children as `cancelled`. One that has ended stays as it is."""
-
-    async def work(client: Client) -> None:
-        handle = await client.get(run_id)
-        await handle.cancel(reason)
-        await _tell(handle, output)
-
-    working(work)
-
-
-@app.command()
-def resume(run_id: RunId, *, wait: Wait = False, output: Out = Output.TABLE) -> None:
-    """Bring back a failed, dead, blocked, paused or needs_review run; it goes on after its last journaled step."""
-
-    async def work(client: Client) -> None:
-        await _go_on(await client.resume(run_id), client, output, wait=wait)
-
-    working(work)
-
-
-@app.command()
 def fork(
     run_id: RunId,
     step: Annotated[
@@ -133,7 +105,7 @@ def fork(
         handle = await client.fork(run_id, step)
         if output is Output.TABLE:
             out.print(handle.run_id)
-        await _go_on(handle, client, output, wait=wait)
+        await go_on(handle, client, output, wait=wait)
 
     working(work)
 
@@ -200,19 +172,3 @@ def approve(
         err.print(f"{done}: call {call} of run {run_id}", markup=False, soft_wrap=True)
 
     working(work)
-
-
-async def _go_on(handle: RunHandle, client: Client, output: Output, *, wait: bool) -> None:
-    await say_if_absent(client, handle.agent, handle.run_id)
-    if wait:
-        await see_through(handle, output)
-    else:
-        await _tell(handle, output)
-
-
-async def _tell(handle: RunHandle, output: Output) -> None:
-    run = await handle.details(steps=False)
-    if output is Output.JSON:
-        print_json(run)
-    else:
-        err.print(f"run {handle.run_id} is {run['status']}", markup=False, soft_wrap=True)

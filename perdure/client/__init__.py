@@ -5,6 +5,6 @@ from __future__ import annotations
 from perdure.client.client import Client
 from perdure.client.handle import RunHandle
 from perdure.client.presence import Replica
-from perdure.client.types import RunEvent, RunPage, SessionPage
+from perdure.client.types import BulkCount, BulkPage, RunEvent, RunPage, SessionPage
 
-__all__ = ["Client", "Replica", "RunEvent", "RunHandle", "RunPage", "SessionPage"]
+__all__ = ["BulkCount", "BulkPage", "Client", "Replica", "RunEvent", "RunHandle", "RunPage", "SessionPage"]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import AsyncGenerator, Sequence
 from types import TracebackType
 from typing import Any, Self
 from uuid import uuid4
@@ -12,7 +12,7 @@ from perdure import subjects
 from perdure.client.connection import Connection
 from perdure.client.handle import RunHandle
 from perdure.client.presence import Replica, replicas
-from perdure.client.types import RunPage, SessionPage
+from perdure.client.types import BulkAction, BulkCount, BulkPage, RunPage, SessionPage
 from perdure.errors import InvalidRequest
 from perdure.settings import Settings
 
@@ -117,9 +117,49 @@ class Client:
         reply = await self._connection.request("run.resume", {"run_id": _run_id(run_id)})
         return RunHandle(self._connection, str(reply["run_id"]), str(reply["agent"]))
 
+    async def restart(self, run_id: str) -> RunHandle:
+        """A new run with the task of another, which stays as it is. Raises `NotFound`."""
+        said = {"run_id": _run_id(run_id), "new_run_id": uuid4().hex}
+        reply = await self._connection.insist("run.restart", said)
+        return RunHandle(self._connection, str(reply["run_id"]), str(reply["agent"]))
+
+    async def count(self, action: BulkAction, *, all: bool = False, **wanted: Any) -> BulkCount:  # noqa: A002 -- the wire's word
+        """How many runs `bulk` would act on, at most 100,000 are counted. `wanted` is its filter."""
+        said = {"action": action, "filter": wanted, "all": all, "dry_run": True}
+        reply = await self._connection.insist("run.bulk", said)
+        return BulkCount(reply["matched"], reply["more"], reply["next_cursor"])
+
+    async def bulk(
+        self,
+        action: BulkAction,
+        *,
+        all: bool = False,  # noqa: A002 -- the wire's word
+        reason: str | None = None,
+        page: int = 100,
+        cursor: str | None = None,
+        **wanted: Any,
+    ) -> AsyncGenerator[BulkPage]:
+        """`cancel`, `terminate`, `pause`, `resume` or `restart` many runs, `page` (1 to 500) at a time.
+
+        `wanted` says which: `agent`, `status` (one or a list), `workflow`, `version`, `session_id`, `created_after`,
+        `created_before` (ISO 8601); `all=True` for every run. Runs that come later are left alone. Each page that is
+        done is told, so that progress can be shown; a loop that is left early does no more. Give the `cursor` of
+        `count` to act on exactly the runs that were counted.
+        """
+        said: dict[str, Any] = {"action": action, "filter": wanted, "all": all, "limit": page}
+        if reason is not None:
+            said["reason"] = reason
+        if cursor is None:
+            cursor = (await self.count(action, all=all, **wanted)).cursor
+        while cursor is not None:
+            reply = await self._connection.insist("run.bulk", {**said, "cursor": cursor}, timeout=30.0)
+            cursor = reply["next_cursor"]
+            yield BulkPage(reply["done"], reply["skipped"], reply["failed"])
+
     async def fork(self, run_id: str, step: str) -> RunHandle:
         """A new run that begins with another's journal up to `step` (its path, name or seq). Raises `NotFound`."""
-        reply = await self._connection.request("run.fork", {"run_id": _run_id(run_id), "step": step})
+        said = {"run_id": _run_id(run_id), "step": step, "new_run_id": uuid4().hex}
+        reply = await self._connection.insist("run.fork", said)
         return RunHandle(self._connection, str(reply["run_id"]), str(reply["agent"]))
 
     async def sessions(self, agent: str, *, limit: int = 50, cursor: str | None = None) -> SessionPage:

@@ -57,13 +57,13 @@ class Connection:
         """One request. Raises the `ApiError` that answers it."""
         return await wire.request(await self.nats(), subject, payload, timeout=timeout)
 
-    async def insist(self, subject: str, payload: Mapping[str, Any]) -> dict[str, Any]:
+    async def insist(self, subject: str, payload: Mapping[str, Any], *, timeout: float = 5.0) -> dict[str, Any]:
         """A request that may safely be made twice: when a part of the platform is away, it is repeated a few times."""
         loop = asyncio.get_running_loop()
         deadline = loop.time() + INSIST_FOR
         for attempt in range(1, ATTEMPTS + 1):
             try:
-                return await self.request(subject, payload)
+                return await self.request(subject, payload, timeout=timeout)
             except AWAY:
                 if self._closed or attempt == ATTEMPTS or loop.time() > deadline:
                     raise

@@ -81,9 +81,24 @@ class RunHandle:
             await self._connection.insist("run.signal", {**said, "id": id})
 
     async def cancel(self, reason: str | None = None) -> None:
-        """Ask the run and its children to end as `cancelled`; one that has ended stays as it is. Raises `NotFound`."""
+        """Ask the run and its children to end as `cancelled`; one that has ended stays as it is. Raises `NotFound`.
+
+        What has begun is ended by its own code, which may tidy up and undo; `terminate` leaves it no time for that.
+        """
         said = {"run_id": self.run_id, **({} if reason is None else {"reason": reason})}
         await self._connection.insist("run.cancel", said)
+
+    async def terminate(self, reason: str | None = None) -> None:
+        """End the run and its children at once: none of their code runs any more. Raises `NotFound`."""
+        said = {"run_id": self.run_id, **({} if reason is None else {"reason": reason})}
+        await self._connection.insist("run.terminate", said)
+
+    async def pause(self) -> None:
+        """Have the run begin nothing more, once the steps under way are over, until `Client.resume`.
+
+        Its timers, signals and children stay. Raises `NotFound`, and `Conflict` for a run that has ended or is stopped.
+        """
+        await self._connection.insist("run.pause", {"run_id": self.run_id})
 
     async def approve(
         self,

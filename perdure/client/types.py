@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Final, TypedDict
+from typing import Any, Final, Literal, TypedDict
 
 TERMINAL: Final = frozenset({"completed", "failed", "cancelled", "dead"})
 """States that a run leaves by `resume` alone."""
@@ -37,3 +37,28 @@ class SessionPage:
 
     sessions: list[dict[str, Any]]
     next_cursor: str | None
+
+
+BulkAction = Literal["cancel", "terminate", "pause", "resume", "restart"]
+"""What `Client.bulk` can do to many runs."""
+
+
+@dataclass(frozen=True, slots=True)
+class BulkCount:
+    """How many runs a filter finds, `more` if beyond that number; `cursor` is where `Client.bulk` begins with them."""
+
+    matched: int
+    more: bool
+    cursor: str
+
+
+@dataclass(frozen=True, slots=True)
+class BulkPage:
+    """What became of some runs.
+
+    `skipped` had a state that the action does not fit; of `failed` each has `run_id` and `error`.
+    """
+
+    done: int
+    skipped: int
+    failed: list[dict[str, Any]]

@@ -3,7 +3,18 @@
 from perdure.engine.context import ChildRun, Context
 from perdure.engine.definition import WorkflowDefinition, define_workflow, workflow
 from perdure.engine.retry import Retry
+from perdure.engine.step_functions import step
 from perdure.engine.steps import StepContext
 from perdure.engine.worker import Worker
 
-__all__ = ["ChildRun", "Context", "Retry", "StepContext", "Worker", "WorkflowDefinition", "define_workflow", "workflow"]
+__all__ = [
+    "ChildRun",
+    "Context",
+    "Retry",
+    "StepContext",
+    "Worker",
+    "WorkflowDefinition",
+    "define_workflow",
+    "step",
+    "workflow",
+]

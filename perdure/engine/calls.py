@@ -16,7 +16,8 @@ from perdure.engine.rows import JournalRow, Snapshot, Start
 from perdure.errors import WorkflowMisuse
 
 if TYPE_CHECKING:
-    from perdure.engine.execution import Branch, Execution
+    from perdure.engine.branch import Branch
+    from perdure.engine.execution import Execution
 
 T = TypeVar("T")
 
@@ -137,6 +138,10 @@ class Call(Generic[T]):
             if self._future is not None and not self._future.done():
                 self._future.set_result(None)
 
+    def unwind(self, branch: Branch) -> bool:  # noqa: ARG002 -- for calls that have parts
+        """Whether `branch`, which waits here and is to be cancelled, must wait until parts of this have unwound."""
+        return False
+
     def abandon(self) -> None:
         """Nobody waits any more: stop what is under way; later rows of this path are passed over."""
         self.abandoned = True
@@ -201,7 +206,7 @@ class Call(Generic[T]):
         await self.execution.host.clock.sleep_until(due_at)
         self.task = None
         self.due_at = None
-        if not self.done and not self.abandoned:
+        if not self.done and not self.abandoned and not self.execution.pausing:
             self.on_due()
 
     def on_due(self) -> None:
@@ -227,17 +232,18 @@ class CancelCall(Call[None]):
         self.write(self.row("ok"))
 
     def on_row(self, row: JournalRow) -> None:  # noqa: ARG002 -- the row says no more than that it is there
-        """Raise `CancelledError` in the workflow's body."""
+        """Raise `CancelledError` in the workflow's body; code that is being undone hears no more of it."""
         self.done = True
         self.execution.pending.pop(self.path, None)
-        self.execution.root.cancel()
+        if not self.execution.undoing:
+            self.execution.root.cancel()
 
 
 class Gather(Call[list[Any]]):
     """Several calls and branches at once; never a row itself, for the rows of its parts say it all."""
 
     kind = "gather"
-    __slots__ = ("_branches", "_failure", "_left", "_parts", "_results")
+    __slots__ = ("_branches", "_failure", "_left", "_parts", "_results", "_stopping", "_then")
 
     def __init__(self, execution: Execution, branch: Branch, parts: tuple[Any, ...]) -> None:
         super().__init__(execution, branch, branch.take(), "gather", "")
@@ -246,6 +252,8 @@ class Gather(Call[list[Any]]):
         self._left = len(parts)
         self._failure: BaseException | None = None
         self._branches: dict[int, Branch] = {}
+        self._stopping = False
+        self._then: Branch | None = None  # who is cancelled once the parts have unwound
         for part in parts:
             if isinstance(part, Call):
                 if part.begun or part.branch is not branch:
@@ -267,7 +275,7 @@ class Gather(Call[list[Any]]):
             self._begin_part(index, part)
 
     def _begin_part(self, index: int, part: Any) -> None:
-        from perdure.engine.execution import Branch as NewBranch  # noqa: PLC0415 -- the execution is made of calls
+        from perdure.engine.branch import Branch as NewBranch  # noqa: PLC0415 -- the execution is made of calls
 
         if isinstance(part, Call):
             part.parent, part.index = self, index
@@ -300,6 +308,9 @@ class Gather(Call[list[Any]]):
         else:
             value, error = task.result()
         self._part_done(index, value, error)
+        if self._then is not None and not self._branches:
+            branch, self._then = self._then, None
+            branch.raise_cancelled()
         self.execution.pump()
 
     def child_resolved(self, call: Call[Any]) -> None:
@@ -321,11 +332,22 @@ class Gather(Call[list[Any]]):
             self.resolve(list(self._results))
 
     def _cancel_parts(self) -> None:
+        if self._stopping:
+            return  # once: a part that tidies up is not disturbed again
+        self._stopping = True
         for part in self._parts:
             if isinstance(part, Call) and not part.done:
                 part.abandon()
         for line in list(self._branches.values()):
             line.cancel()
+
+    def unwind(self, branch: Branch) -> bool:
+        """Cancel the parts, and `branch`, which waits for them, after the last has unwound; False if none needs to."""
+        if self._then is None and not self.abandoned:
+            self.abandoned = True
+            self._cancel_parts()
+            self._then = branch if self._branches else None
+        return self._then is not None
 
     def abandon(self) -> None:
         """Stop every part."""

@@ -34,12 +34,15 @@ async def commit_moves(pool: Pool, entries: Sequence[Entry], *, again: bool) -> 
 
     `again` says that an earlier try may have been committed without an answer.
     """
-    waiting = [entry for entry in entries if entry.move is not None and entry.move.status == "waiting"]
+    waiting = [entry for entry in entries if entry.move is not None and entry.move.status in ("waiting", "paused")]
+    giving_back = [entry for entry in entries if entry.move is not None and entry.move.given_back]
     async with pool.acquire() as connection:
-        if waiting:
+        if waiting or giving_back:
             async with connection.transaction():
                 done = await _move(connection, entries)
-                await _recheck(connection, [entry for entry in waiting if entry.place in done])
+                await _give_back(connection, [entry for entry in giving_back if entry.place in done])
+                if waiting:
+                    await _recheck(connection, [entry for entry in waiting if entry.place in done])
         else:
             done = await _move(connection, entries)
         if again and len(done) < len(entries):
@@ -117,7 +120,17 @@ async def _move(connection: PooledConnection, entries: Sequence[Entry]) -> dict[
         [move.task for move in moves],
         [move.base_seq for move in moves],
     )
+    if paused := {(record["run_id"], record["epoch"]) for record in records if record["status"] == "paused"}:
+        for entry in entries:
+            if entry.move is not None and entry.place in paused:
+                entry.move.status = "paused"  # also where it would have waited: somebody asked meanwhile
     return {(record["run_id"], record["epoch"]): record["joined"] for record in records}
+
+
+async def _give_back(connection: PooledConnection, entries: Sequence[Entry]) -> None:
+    pairs = [(e.writer.run_id, seq) for e in entries if e.move is not None for seq in e.move.given_back]
+    if pairs:
+        await connection.execute(_SQL["give_back_signals"], [run_id for run_id, _ in pairs], [seq for _, seq in pairs])
 
 
 async def _recheck(connection: PooledConnection, waiting: Sequence[Entry]) -> None:

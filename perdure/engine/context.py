@@ -18,6 +18,7 @@ from perdure.engine.retry import Retry
 from perdure.engine.rows import JournalRow
 from perdure.engine.runs import new_start
 from perdure.engine.steps import StepCall, TransactionCall
+from perdure.engine.undo import Undo
 from perdure.engine.values import Now, Random, Uuid
 from perdure.engine.waits import (
     AdoptCall,
@@ -173,6 +174,32 @@ class Context(ParallelContext, StepInjected):
             retry,
             None if timeout is None else seconds_of(timeout, what=f"timeout of transaction {name!r}"),
         )
+
+    def on_failure(
+        self,
+        undo: Callable[..., Any],
+        *args: Any,
+        name: str | None = None,
+        retry: Retry | None = None,
+        timeout: Duration | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """If this run fails or is cancelled, run `undo(*args, **kwargs)`: the last registered first, each as a step.
+
+        Registered after the step that it takes back, or before it, if that may have had its effect and failed all the
+        same. An undo runs at least once: it should bear to find nothing to undo. One that uses up its attempts stops
+        the undoing; the run ends `failed` and its error names what was `undone` and what `not_undone`;
+        `run.resume` tries on from there. `run.terminate`, and the end as `dead`, undo nothing.
+        """
+        title = one_line(name or getattr(undo, "__name__", "undo"), what="the name of an undo")
+        if not callable(undo):
+            raise TypeError(f"ctx.on_failure takes a function and its arguments, not {type(undo).__name__}")
+        execution = self._execution
+        digest = identity(title, args, kwargs)
+        call = RecordCall(execution, execution.branch(), "on_failure", title, digest, change=lambda _value: None)
+        bound = None if timeout is None else seconds_of(timeout, what=f"timeout of undo {title!r}")
+        execution.undos.append(Undo(call.path, title, digest, undo, args, kwargs, retry, bound))
+        call.begin()
 
     # -- waits --------------------------------------------------------------------------------------------------------
 
@@ -363,6 +390,12 @@ class Context(ParallelContext, StepInjected):
             self._execution.host.events.passing(self._execution, kind, data)
 
     def continue_as_new(self, task: Any) -> Any:
-        """End this life of the run and begin it anew with `task`, the same id and an empty journal. Never returns."""
+        """End this life of the run and begin it anew with `task`, the same id and an empty journal. Never returns.
+
+        Raises `WorkflowMisuse` when undos are registered: the new life would not know them.
+        """
         self._execution.branch()
+        if self._execution.undos:
+            names = ", ".join(undo.name for undo in self._execution.undos)
+            raise WorkflowMisuse(f"continue_as_new would forget what is registered with ctx.on_failure: {names}")
         raise RunContinued(encode(task, what="the new task"))

@@ -124,6 +124,7 @@ def _hint(target: Callable[..., Any], hint: Any) -> Any:
 
 
 def _describe(function: Callable[..., Any]) -> StepFunction:
+    function = getattr(function, "durable_function", function)  # one that `@step` marks, given to `ctx.step`
     hints = _hints(function)
     injected = tuple(
         (name, hint)

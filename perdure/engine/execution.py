@@ -11,12 +11,12 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Mapping
-from contextvars import ContextVar
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 import structlog
 
+from perdure.engine.branch import OUTSIDE, Branch, current, this_task
 from perdure.engine.codec import encode
 from perdure.engine.entries import Entry
 from perdure.engine.failure import describe, mismatch
@@ -29,55 +29,9 @@ if TYPE_CHECKING:
     from perdure.engine.calls import Call
     from perdure.engine.definition import WorkflowDefinition
     from perdure.engine.host import Host
+    from perdure.engine.undo import Undo
 
 log = structlog.get_logger(__name__)
-
-_OUTSIDE = (
-    "ctx was used outside of its workflow's own line (in an asyncio task, a thread or a step). "
-    "Use ctx.gather(...) for parallel work, and a step's own arguments and results inside a step."
-)
-
-_current: ContextVar[Branch | None] = ContextVar("perdure_branch", default=None)
-
-
-def _this_task() -> asyncio.Task[Any] | None:
-    try:
-        return asyncio.current_task()
-    except RuntimeError:  # in a thread
-        return None
-
-
-class Branch:
-    """One line of a workflow's execution: the body itself, or a coroutine given to `ctx.gather`."""
-
-    __slots__ = ("execution", "in_step", "prefix", "taken", "task", "waiting_on")
-
-    def __init__(self, execution: Execution, prefix: str) -> None:
-        self.execution = execution
-        self.prefix = prefix
-        self.taken = 0
-        self.task: asyncio.Task[Any] | None = None
-        self.waiting_on: Call[Any] | None = None
-        self.in_step = False
-
-    def take(self) -> str:
-        """The next position of this branch."""
-        self.taken += 1
-        return f"{self.prefix}{self.taken}"
-
-    def enter(self) -> None:
-        """Make this the branch of the task that calls."""
-        self.task = asyncio.current_task()
-        _current.set(self)
-
-    def cancel(self) -> None:
-        """Raise `CancelledError` where the branch stands; it counts as active from now on."""
-        waiting = self.waiting_on
-        if waiting is not None and not waiting.done:
-            waiting.abandon()
-            self.execution.active += 1
-        if self.task is not None:
-            self.task.cancel()
 
 
 class Execution:
@@ -107,6 +61,7 @@ class Execution:
         self.time: datetime = run.started_at
         self.closed = False
         self.leaving = False  # a move is on its way
+        self.pausing = False  # nothing more is handed over: the run is paused once nothing is under way
         self.calls: dict[str, Call[Any]] = {}
         self.pending: dict[str, Call[Any]] = {}
         self.patches = {row.name for row in history if row.kind == "patch"}
@@ -118,19 +73,28 @@ class Execution:
         self._settled: dict[int, JournalRow | None] = {}
         self.taken: set[int] = set()  # the signals that calls of this execution have taken
         self.given_back: dict[str, dict[int, str]] = {}  # signals consumed by waits that were over: payloads by seq
-        self.on_their_way_back: dict[str, int] = {}  # such signals whose rows are not handed over yet
+        self.on_their_way_back: dict[str, set[int]] = {}  # such signals whose rows are not handed over yet
         self.unwritten_patches: dict[int, JournalRow] = {}
         self._pumping = False
         self._linger: asyncio.TimerHandle | None = None
         self._tasks: set[asyncio.Task[Any]] = set()
         self.cancel_reason = run.cancel_reason
         self._straight = False  # under `always_replay`: an outcome was handed over that no replay has shown yet
+        self.undos: list[Undo] = []  # what the code registered to be undone if it fails
+        self.undoing = False
 
     # -- life ---------------------------------------------------------------------------------------------------------
 
     def start(self) -> None:
         """Begin, or go on, with the workflow's code."""
         self.active = 1
+        if self.cancel_reason is not None and "!cancel" not in self.history_paths:
+            from perdure.engine.calls import CancelCall  # noqa: PLC0415 -- calls are made of the execution
+
+            # It comes after what was, and before anything new is begun: until then the code counts as replaying.
+            self.history_paths.add("!cancel")
+            self.history_left += 1
+            self.write(CancelCall(self).row("ok"))
         self.spawn(self._main())
         if self.cancel_reason is not None:
             self.cancel(self.cancel_reason)
@@ -144,37 +108,59 @@ class Execution:
             value = await self.definition.call(Context(self), task)
             output = self.definition.result.encode(value, what="the output")
         except RunContinued as again:
-            self._end(Move("pending", task=again.task, base_seq=self.last_seq))
+            self._end(Move("pending", task=again.task, base_seq=self.last_seq, given_back=self._unheard()))
         except asyncio.CancelledError as error:
             if not self.closed:
-                self._end_cancelled_or_failed(error)
+                await self._fail(error)
         except RunSuspended:
             return
         except BaseException as error:  # noqa: BLE001 -- whatever a workflow raises is its run's outcome
-            self._end_cancelled_or_failed(error)
+            await self._fail(error)
         else:
             if len(output) > self.host.settings.max_payload:
-                self._end_cancelled_or_failed(
-                    TypeError(f"the output has {len(output)} bytes; the limit is {self.host.settings.max_payload}")
-                )
+                said = f"the output has {len(output)} bytes; the limit is {self.host.settings.max_payload}"
+                await self._fail(TypeError(said))
                 return
             self._end(Move("completed", output=output))
 
-    def _end_cancelled_or_failed(self, error: BaseException) -> None:
-        if "!cancel" in self.calls or isinstance(error, asyncio.CancelledError):
-            reason = self.cancel_reason or "the workflow cancelled itself"
-            self._end(Move("cancelled", error=encode({"type": "Cancelled", "message": reason}, what="error")))
-            return
+    def _unheard(self) -> tuple[int, ...]:
+        """The signals that rows of this life have consumed, or will have, and that its code has not been handed."""
+        ready = {row.signal_seq for row in self.ready if row.signal_seq is not None}
+        return tuple(sorted(ready.union(*self.on_their_way_back.values(), *self.given_back.values())))
+
+    async def _fail(self, error: BaseException) -> None:
+        """Undo what the code has registered for this, then end. A cancellation does not reach the undoing."""
+        status, said = self._verdict(error)
+        if self.undos:
+            from perdure.engine.undo import undo_all  # noqa: PLC0415 -- an undo is a step, which knows executions
+
+            self.undoing = True
+            task = asyncio.current_task()
+            while task is not None and task.cancelling():
+                task.uncancel()
+            line = Branch(self, "undo:")
+            line.enter()
+            said |= await undo_all(self, line, self.undos)
+            if "undo_error" in said:
+                status = "failed"
+        self._end(Move(status, error=encode(said, what="error")))
+
+    def _verdict(self, error: BaseException) -> tuple[str, dict[str, Any]]:
+        told = self.calls.get("!cancel")
+        if (told is not None and told.done) or isinstance(error, asyncio.CancelledError):
+            return "cancelled", {"type": "Cancelled", "message": self.cancel_reason or "the workflow cancelled itself"}
         log.info(
             "workflow failed", action="run.failed", run_id=self.run_id, error_type=type(error).__name__, exc_info=error
         )
-        self._end(Move("failed", error=encode(describe(error), what="error")))
+        return "failed", describe(error)
 
     def _end(self, move: Move) -> None:
         """The workflow's code is through: write its end, unless the journal knows of outcomes it never asked for."""
         if self.closed or self.leaving:
             return
-        left = [row for row in self.ready if row.path not in self.calls] if self.history_left else []
+        left = []
+        if self.history_left:
+            left = [row for row in self.ready if row.path not in self.calls and row.kind != "cancel"]
         if left:
             self.block(mismatch(left[0], None, [], ended=move.status))
             return
@@ -206,30 +192,46 @@ class Execution:
             task.cancel()
         self.host.closed(self)
 
+    def pause(self) -> None:
+        """Begin nothing more; the run is `paused` when the steps under way are over and journaled."""
+        if self.closed or self.leaving or self.cancel_reason is not None:
+            return
+        self.pausing = True
+        self.pump()
+
     def cancel(self, reason: str) -> None:
         """End the run as `cancelled`, from where it stands; the place is journaled, so that it replays."""
         if self.closed or self.leaving or "!cancel" in self.calls:
             return
         self.cancel_reason = reason
-        self.host.loop.call_later(self.host.cancel_grace, self._cancel_by_force)
+        self.pausing = False
+        self.host.loop.call_later(self.host.cancel_grace, self._cancel_by_force, self.history_left + 1)
         if "!cancel" in self.history_paths:
             return
         from perdure.engine.calls import CancelCall  # noqa: PLC0415 -- calls are made of the execution
 
         CancelCall(self).begin()
 
-    def _cancel_by_force(self) -> None:
+    def _cancel_by_force(self, left: int) -> None:
         """The code does not give way (it waits for something of its own): the run ends without it.
 
-        Code that has seen the cancellation and waits for a call made since is tidying up: it is left to its work.
+        Code that has seen the cancellation and waits for a call made since is tidying up: it is left to its work. So
+        is a replay that goes on: it had more than `left` rows to go a while ago.
         """
-        if self.closed or self.leaving:
+        if self.closed or self.leaving or self.undoing:
             return
-        waiting, told = self.root.waiting_on, self.calls.get("!cancel")
-        if self.replaying or (waiting is not None and not waiting.abandoned and told is not None and told.done):
-            self.host.loop.call_later(self.host.cancel_grace, self._cancel_by_force)
-        else:
-            self._end_cancelled_or_failed(asyncio.CancelledError())
+        told = self.calls.get("!cancel")
+        tidying = told is not None and told.done and any(each.awaited or each.parent for each in self.pending.values())
+        replaying = self.replaying and self.history_left != left
+        if tidying or replaying:
+            self.host.loop.call_later(self.host.cancel_grace, self._cancel_by_force, self.history_left)
+            return
+        status, said = self._verdict(asyncio.CancelledError())
+        if self.undos:
+            status = "failed"
+            said["not_undone"] = [undo.name for undo in reversed(self.undos)]
+        self.ready.clear()  # code that does not give way never asked for these
+        self._end(Move(status, error=encode(said, what="error")))
 
     def spawn(self, coroutine: Any) -> asyncio.Task[Any]:
         """A task that lives no longer than this execution."""
@@ -249,17 +251,17 @@ class Execution:
     def branch(self) -> Branch:
         """The branch that calls. Raises `WorkflowMisuse` outside of one, and `RunSuspended` once the run has left."""
         branch = self.line()
-        if _this_task() is not branch.task:
-            raise WorkflowMisuse(_OUTSIDE)
+        if this_task() is not branch.task:
+            raise WorkflowMisuse(OUTSIDE)
         return branch
 
     def line(self) -> Branch:
         """The same without asking which task calls: for a call that asks when it is awaited (it is the hot path)."""
-        branch = _current.get()
+        branch = current.get()
         if self.closed:
             raise RunSuspended
         if branch is None or branch.execution is not self:
-            raise WorkflowMisuse(_OUTSIDE)
+            raise WorkflowMisuse(OUTSIDE)
         if branch.in_step:
             raise WorkflowMisuse("ctx was used inside a step. Use it in the workflow; a step takes a StepContext.")
         return branch
@@ -311,9 +313,14 @@ class Execution:
         """Hand over outcomes while no branch is active; then see whether the run waits."""
         if self._pumping or self.closed or self.leaving:
             return
+        if self.pausing:
+            if self.active == 0 and self.busy == 0:
+                self.leaving = True
+                self.host.journal.add(Entry(self, move=Move("paused")))
+            return
         self._pumping = True
         try:
-            while self.active == 0 and self.ready and not self.leaving:
+            while self.active == 0 and self.ready and not self.leaving and not self.pausing:
                 if self.host.always_replay and not self.history_left:
                     if self.busy == 0:
                         self._replay()
@@ -429,5 +436,5 @@ class Execution:
 
     def moved(self, move: Move) -> None:
         """`move` is committed: the run ended, or waits elsewhere."""
-        reach("end.after" if move.status != "waiting" else "wait.after", self.run_id)
+        reach("wait.after" if move.status in ("waiting", "paused") else "end.after", self.run_id)
         self.close()

@@ -1,4 +1,4 @@
-"""Reads, grouped, what runs in memory wait for: signals, ended children, a request to cancel."""
+"""Reads, grouped, what runs in memory wait for: signals, ended children, a request to cancel or to pause."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ class Mailbox:
             ended = await self._fetch_children(children)
             sent = await self._fetch_signals(signals)
             # Read last: whoever cancels a tree cancels the parent first, so a child's end never hides a cancellation.
-            cancelled = await self._fetch_cancelled({**signals, **children})
+            asked = await self._fetch_asked({**signals, **children})
         except CONNECTION_ERRORS as error:
             log.info("mailbox not read", action="mailbox.retry", error=type(error).__name__)
             for execution in signals.values():
@@ -84,8 +84,8 @@ class Mailbox:
             self._let_go([*signals.values(), *children.values()])
             await asyncio.sleep(0.2)
             return
-        for record in cancelled:
-            self._cancel(record)
+        for record in asked:
+            self._heed(record)
         self._hand_signals(signals, sent)
         self._hand_children(children, ended)
         self._let_go([*signals.values(), *children.values()])
@@ -102,18 +102,25 @@ class Mailbox:
             if any(call.signal is not None or call.child is not None for call in execution.pending.values()):
                 self.look(execution)
         with contextlib.suppress(*CONNECTION_ERRORS):  # the next look is a second away
-            for record in await self._fetch_cancelled(self._worker.executions):
-                self._cancel(record)
+            for record in await self._fetch_asked(self._worker.executions):
+                self._heed(record)
 
-    async def _fetch_cancelled(self, wanted: Mapping[str, Execution]) -> list[Any]:
+    async def _fetch_asked(self, wanted: Mapping[str, Execution]) -> list[Any]:
         if not wanted:
             return []
-        return list(await self._worker.pool.fetch(self._worker.queries["to_cancel"], list(wanted)))
+        return list(await self._worker.pool.fetch(self._worker.queries["asked_for"], list(wanted)))
 
-    def _cancel(self, record: Any) -> None:
+    def _heed(self, record: Any) -> None:
         execution = self._worker.executions.get(record["run_id"])
-        if execution is not None and execution.epoch == record["epoch"]:
-            execution.cancel(record["cancel_reason"])
+        if execution is None:
+            return
+        if execution.epoch < record["epoch"]:
+            execution.fenced()  # it was ended, or given to another process
+        elif execution.epoch == record["epoch"] and record["running"]:
+            if record["cancel_reason"] is not None:
+                execution.cancel(record["cancel_reason"])
+            elif record["pause_asked"]:
+                execution.pause()
 
     async def _fetch_signals(self, wanted: Mapping[str, Execution]) -> list[Any]:
         waiting = [run_id for run_id, execution in wanted.items() if self._waits(execution)]

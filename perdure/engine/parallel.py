@@ -14,7 +14,8 @@ from perdure.engine.calls import Call, Gather
 from perdure.errors import WorkflowMisuse
 
 if TYPE_CHECKING:
-    from perdure.engine.execution import Branch, Execution
+    from perdure.engine.branch import Branch
+    from perdure.engine.execution import Execution
 
 
 class Race(Gather):

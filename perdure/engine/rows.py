@@ -73,6 +73,7 @@ class Move:
     end_seq: int | None = None
     task: str | None = None
     base_seq: int | None = None
+    given_back: tuple[int, ...] = ()  # signals that waits took which were over: the next life gets them
 
 
 @dataclass(slots=True)

@@ -1,4 +1,4 @@
-"""Runs as callers see them: accept, look, list, signal, cancel, resume, fork. The scheduler answers with these."""
+"""Runs as callers see them: accept, look, list, signal. The scheduler answers with these, and with `control`'s."""
 
 from __future__ import annotations
 
@@ -104,6 +104,8 @@ async def get(pool: Pool, run_id: str, *, steps: bool = True, limit: int = 1000,
         "reason": await _why_pending(pool, record) if record["status"] == "pending" else None,
         "session_id": record["session_id"],
         "parent_run_id": record["parent_run_id"],
+        "origin_run_id": record["origin_run_id"],
+        "origin_kind": record["origin_kind"],
         "task": decode(record["task"]),
         "epoch": record["epoch"],
         "attempts": record["attempts"],
@@ -213,69 +215,6 @@ async def send_signal(
     return record
 
 
-async def cancel(pool: Pool, run_id: str, reason: str) -> asyncpg.Record:
-    """End a run that nobody holds, or ask the process that holds it to. Raises `NotFound`."""
-    record = await pool.fetchrow(_SQL["cancel"], run_id, reason)
-    if record is None:
-        raise NotFound(f"there is no run {run_id!r} to cancel", run_id=run_id)
-    return record
-
-
-async def resume(pool: Pool, run_id: str) -> asyncpg.Record:
-    """Bring a failed, dead, blocked, paused or reviewed run back. Raises `NotFound` or `Conflict`."""
-    async with pool.acquire() as connection, connection.transaction():
-        place = await connection.fetchrow(_SQL["lock_run"], run_id)
-        if place is None:
-            raise NotFound(f"there is no run {run_id!r} to resume", run_id=run_id)
-        if place["session_id"] is not None:  # it may become the session's last turn
-            await connection.execute(_SQL["lock_sessions"], [f"{place['agent_name']}/{place['session_id']}"])
-        record = await connection.fetchrow(_SQL["resume"], run_id)
-    if record is None or not record["woken"]:
-        status = "gone" if record is None else record["status"]
-        raise Conflict(
-            f"run {run_id} is {status}; only failed, dead, blocked, paused or needs_review runs resume",
-            run_id=run_id,
-        )
-    return record
-
-
-async def fork(pool: Pool, run_id: str, step: str, new_id: str) -> asyncpg.Record:
-    """A new run with the journal of another up to (not with) `step`: its path, name or seq.
-
-    Raises `NotFound` for the run or the step and `Conflict` when `new_id` is taken.
-    """
-    if await pool.fetchrow(_SQL["get"], run_id) is None:
-        raise NotFound(f"there is no run {run_id!r} to fork", run_id=run_id)
-    seq = await pool.fetchval(_SQL["step_seq"], run_id, step)
-    if seq is None:
-        raise NotFound(f"run {run_id} has no step {step!r}; give a path, a name or a seq of `run.get`", run_id=run_id)
-    record = await pool.fetchrow(_SQL["fork"], run_id, new_id, seq)
-    if record is None:
-        raise Conflict(f"there is a run {new_id!r} already", run_id=new_id)
-    return record
-
-
-async def cancel_tree(pool: Pool, nats: Client, run_id: str, reason: str) -> asyncpg.Record:
-    """Cancel a run and its living children, and tell whoever holds or awaits them. Raises `NotFound`."""
-    record = await cancel(pool, run_id, reason)
-    if record["ended"]:
-        error = encode({"type": "Cancelled", "message": reason}, what="reason")
-        tell_end(nats, run_id, record["agent_name"], "cancelled", record["end_seq"], error)
-        await tell_parents(pool, nats, [run_id])
-    elif record["asked"]:
-        nudge(nats, record["process_id"], run_id)
-    for child in await pool.fetch(_SQL["live_children"], [run_id]):
-        await cancel_tree(pool, nats, child["run_id"], f"its parent {run_id} was cancelled")
-    return record
-
-
-async def cancel_child(pool: Pool, nats: Client, parent: str, child: str) -> None:
-    """Ask a child to end, because its parent waits no longer. A run that somebody else started goes on."""
-    record = await pool.fetchrow(_SQL["get"], child)
-    if record is not None and record["parent_run_id"] == parent and record["status"] not in TERMINAL:
-        await cancel_tree(pool, nats, child, f"its parent {parent} waits no longer")
-
-
 async def tell_parents(pool: Pool, nats: Client, children: Sequence[str]) -> None:
     """Wake the parents that wait for these ended children; nudge those that run."""
     for parent in await pool.fetch(_ENGINE["tell_parents"], list(children)):
@@ -302,6 +241,12 @@ def nudge(nats: Client, process_id: str | None, run_id: str) -> None:
     """Tell the process that holds a run to look at it; it looks by itself every second anyway."""
     if process_id and nats.is_connected:
         publish_nowait(nats, subjects.process_nudge(process_id), run_id.encode())
+
+
+def tell(nats: Client, run_id: str, agent: str, kind: str, seq: int) -> None:
+    """An event about a run that no process holds."""
+    if nats.is_connected:
+        publish_nowait(nats, subjects.run_events(run_id), render(seq, kind, run_id, agent, datetime.now(UTC), b"{}"))
 
 
 def tell_end(nats: Client, run_id: str, agent: str, status: str, seq: int, error: str | None) -> None:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import structlog
 
+from perdure.engine.branch import current
 from perdure.engine.calls import Call
 from perdure.engine.codec import decode, encode
 from perdure.engine.commits import write_rows
@@ -25,7 +26,8 @@ from perdure.store.failures import CONNECTION_ERRORS
 from perdure.store.postgres import own_session
 
 if TYPE_CHECKING:
-    from perdure.engine.execution import Branch, Execution
+    from perdure.engine.branch import Branch
+    from perdure.engine.execution import Execution
 
 _DEFAULT_RETRY = Retry()
 log = structlog.get_logger(__name__)
@@ -69,7 +71,17 @@ class StepCall(Call[Any]):
 
     kind = "step"
     can_inline: ClassVar[bool] = True
-    __slots__ = ("_args", "_attempt", "_function", "_kwargs", "_not_before", "_retry", "_spec", "_timeout")
+    __slots__ = (
+        "_args",
+        "_attempt",
+        "_first_try",
+        "_function",
+        "_kwargs",
+        "_not_before",
+        "_retry",
+        "_spec",
+        "_timeout",
+    )
 
     def __init__(
         self,
@@ -92,11 +104,13 @@ class StepCall(Call[Any]):
         self._timeout = timeout
         self._attempt = 1
         self._not_before: datetime | None = None
+        self._first_try: datetime | None = None  # when the first try began, once one has failed
 
     # -- live ---------------------------------------------------------------------------------------------------------
 
     def go_live(self) -> None:
         """Run the function in a task of its own, now or when its next try is due."""
+        self.inlined = False
         if self._not_before is not None and self._not_before > self.execution.host.clock.now():
             self.set_timer(self._not_before)
             return
@@ -123,6 +137,8 @@ class StepCall(Call[Any]):
 
     async def _attempt_once(self) -> None:
         execution, host = self.execution, self.execution.host
+        if not self.inlined:
+            current.set(None)  # this task is no line of the workflow's
         if not host.may_start(execution):
             await host.wait_for_lease(execution)
         attempt = self._attempt
@@ -201,7 +217,7 @@ class StepCall(Call[Any]):
             else describe(error)
         )
         text = encode(said, what="error")
-        pause = self._retry.pause(attempt, error)
+        pause = self._retry.pause(attempt, error, elapsed=lambda: self._since_first(started))
         self.execution.host.step_failed(self, error, attempt, pause)
         if pause is None:
             self.write(self.row("error", error=text, attempt=attempt, started_at=started))
@@ -209,11 +225,15 @@ class StepCall(Call[Any]):
             due = self.execution.host.clock.now() + timedelta(seconds=pause)
             self.write(self.row("error", error=text, attempt=attempt, due_at=due, kind="retry", started_at=started))
 
+    def _since_first(self, started: datetime) -> float:
+        return (self.execution.host.clock.now() - (self._first_try or started)).total_seconds()
+
     # -- outcomes -----------------------------------------------------------------------------------------------------
 
     def on_row(self, row: JournalRow) -> None:
         """A retry row sets the next try; any other is the outcome."""
         if row.kind == "retry":
+            self._first_try = self._first_try or row.started_at
             self._attempt = row.attempt + 1
             self._not_before = row.due_at
             if not self.execution.replaying:

@@ -13,7 +13,8 @@ from perdure.errors import Conflict, RunFailed, StepFailed
 
 if TYPE_CHECKING:
     from perdure.config.snapshot import AgentConfig
-    from perdure.engine.execution import Branch, Execution
+    from perdure.engine.branch import Branch
+    from perdure.engine.execution import Execution
 
 
 class Wait(Call[Any]):
@@ -108,7 +109,7 @@ class SignalCall(Wait):
 
     def __init__(self, execution: Execution, branch: Branch, name: str, digest: str, seconds: float | None) -> None:
         super().__init__(execution, branch, name, digest, seconds)
-        self._taken = False
+        self._taken: int | None = None  # the seq of its signal
         self._deferred = False  # until an earlier signal, which is on its way back, is there
 
     def look(self) -> None:
@@ -125,7 +126,7 @@ class SignalCall(Wait):
 
     def take(self, seq: int, payload: str) -> None:
         """The signal `seq` is this call's: consuming it is part of the journal write."""
-        self._taken = True
+        self._taken = seq
         self.stop_looking()
         self.stop_timer()
         self.due_at = None
@@ -144,9 +145,8 @@ class SignalCall(Wait):
 
     def abandon(self) -> None:
         """A signal that was taken is the next wait's, once this call's row is there."""
-        if self._taken and not self.done and not self.abandoned:
-            coming = self.execution.on_their_way_back
-            coming[self.name] = coming.get(self.name, 0) + 1
+        if self._taken is not None and not self.done and not self.abandoned:
+            self.execution.on_their_way_back.setdefault(self.name, set()).add(self._taken)
         super().abandon()
 
     def passed_over(self, row: JournalRow) -> None:
@@ -154,8 +154,8 @@ class SignalCall(Wait):
         execution = self.execution
         if row.signal_seq is None:
             return
-        if self._taken:
-            execution.on_their_way_back[self.name] -= 1
+        if self._taken is not None:
+            execution.on_their_way_back[self.name].discard(row.signal_seq)
         if row.result is not None:
             execution.given_back.setdefault(self.name, {})[row.signal_seq] = row.result
         for call in list(execution.pending.values()):

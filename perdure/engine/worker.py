@@ -15,7 +15,7 @@ from nats.aio.subscription import Subscription
 
 from perdure import subjects
 from perdure.bus.pull import PullConsumer
-from perdure.engine import runs
+from perdure.engine import control, runs
 from perdure.engine.claims import Claims
 from perdure.engine.clock import Clock, SystemClock
 from perdure.engine.codec import encode
@@ -278,7 +278,7 @@ class Worker:
 
     def cancel_child(self, parent: str, child: str) -> None:
         """Ask a child to end, soon: its parent waits no longer."""
-        self._soon(self._patiently(functools.partial(runs.cancel_child, self.pool, self.nats, parent, child)))
+        self._soon(self._patiently(functools.partial(control.cancel_child, self.pool, self.nats, parent, child)))
 
     def step_failed(self, call: StepCall, error: BaseException, attempt: int, pause: float | None) -> None:
         """A try of a step failed."""

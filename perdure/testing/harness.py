@@ -19,7 +19,7 @@ from perdure import subjects
 from perdure.agent.base import BaseAgent
 from perdure.agent.process import AgentProcess
 from perdure.bus.streams import ensure_streams
-from perdure.engine import history, points, runs
+from perdure.engine import control, history, points, runs
 from perdure.engine.definition import WorkflowDefinition, define_workflow
 from perdure.errors import RunFailed
 from perdure.settings import Settings
@@ -98,7 +98,7 @@ class HarnessRun:
 
     async def cancel(self, reason: str = "cancelled by the test") -> None:
         """Ask the run to end."""
-        await runs.cancel_tree(self._harness.pool, self._harness.nc, self.run_id, reason)
+        await control.cancel(self._harness.pool, self._harness.nc, self.run_id, reason)
 
     async def crashed(self) -> None:
         """Come back when the crash that `crash_at` asked for has struck and the agent is gone."""

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Final
 from uuid import uuid4
 
 from nats.aio.client import Client
@@ -11,11 +12,27 @@ from nats.aio.client import Client
 from perdure.agent import approvals
 from perdure.bus.endpoint import Handler
 from perdure.bus.service import Request
-from perdure.engine import history, runs
+from perdure.engine import bulk, control, history, runs
+from perdure.engine.rows import TERMINAL
 from perdure.errors import InvalidRequest
-from perdure.messages import RunApprovals, RunApprove, RunFork, RunGet, RunHistory, RunList, RunRef, RunSignal, parse
+from perdure.messages import (
+    RunApprovals,
+    RunApprove,
+    RunBulk,
+    RunEnd,
+    RunFork,
+    RunGet,
+    RunHistory,
+    RunList,
+    RunRef,
+    RunRestart,
+    RunSignal,
+    parse,
+)
 from perdure.settings import Settings
 from perdure.store.postgres import Pool
+
+MOMENT: Final = 0.5  # seconds that a request waits for a process to do what it was asked
 
 
 class RunRequests:
@@ -33,6 +50,10 @@ class RunRequests:
             "history": self.history,
             "list": self.list,
             "cancel": self.cancel,
+            "terminate": self.terminate,
+            "pause": self.pause,
+            "restart": self.restart,
+            "bulk": self.bulk,
             "resume": self.resume,
             "fork": self.fork,
             "signal": self.signal,
@@ -70,25 +91,54 @@ class RunRequests:
 
     async def cancel(self, request: Request) -> dict[str, Any]:
         """`run.cancel`: end a run and its children; one that has ended stays as it is."""
+        said = parse(RunEnd, request.data)
+        await control.cancel(self._pool, self._nats, said.run_id, said.reason or "cancelled by request")
+        return await self._after(said.run_id, TERMINAL | {"blocked", "needs_review"})
+
+    async def terminate(self, request: Request) -> dict[str, Any]:
+        """`run.terminate`: end a run and its children at once; none of their code runs any more."""
+        said = parse(RunEnd, request.data)
+        await control.terminate(self._pool, self._nats, said.run_id, said.reason or "terminated by request")
+        return await runs.get(self._pool, said.run_id, steps=False)
+
+    async def pause(self, request: Request) -> dict[str, Any]:
+        """`run.pause`: a run ends the steps under way and begins nothing more until it is resumed."""
         run_id = parse(RunRef, request.data).run_id
-        reason = request.json().get("reason")
-        await runs.cancel_tree(self._pool, self._nats, run_id, str(reason or "cancelled by request")[:1000])
-        return await runs.get(self._pool, run_id, steps=False)
+        await control.pause(self._pool, self._nats, run_id)
+        return await self._after(run_id, TERMINAL | {"blocked", "needs_review", "paused"})
 
     async def resume(self, request: Request) -> dict[str, Any]:
         """`run.resume`: bring a failed, dead, blocked, paused or reviewed run back."""
         run_id = parse(RunRef, request.data).run_id
-        record = await runs.resume(self._pool, run_id)
-        runs.wake(self._nats, run_id, record["agent_name"])
+        await control.resume(self._pool, self._nats, run_id)
         return await runs.get(self._pool, run_id, steps=False)
 
     async def fork(self, request: Request) -> dict[str, Any]:
         """`run.fork`: a new run with the journal of this one up to a step."""
         said = parse(RunFork, request.data)
-        new_id = uuid4().hex
-        record = await runs.fork(self._pool, said.run_id, said.step, new_id)
-        runs.wake(self._nats, new_id, record["agent_name"])
+        new_id = said.new_run_id or uuid4().hex
+        await control.fork(self._pool, self._nats, said.run_id, said.step, new_id)
         return {**await runs.get(self._pool, new_id, steps=False), "forked_from": said.run_id}
+
+    async def restart(self, request: Request) -> dict[str, Any]:
+        """`run.restart`: a new run with the task of this one, which stays as it is."""
+        said = parse(RunRestart, request.data)
+        new_id = said.new_run_id or uuid4().hex
+        await control.restart(self._pool, self._nats, said.run_id, new_id)
+        return {**await runs.get(self._pool, new_id, steps=False), "restarted_from": said.run_id}
+
+    async def bulk(self, request: Request) -> dict[str, Any]:
+        """`run.bulk`: one action on many runs, a page at a time."""
+        return await bulk.page(self._pool, self._nats, parse(RunBulk, request.data))
+
+    async def _after(self, run_id: str, there: frozenset[str]) -> dict[str, Any]:
+        """The run, as soon as its status is one of `there`, but at most after a moment: it may take longer."""
+        deadline = asyncio.get_running_loop().time() + MOMENT
+        while True:
+            run = await runs.get(self._pool, run_id, steps=False)
+            if run["status"] in there or asyncio.get_running_loop().time() > deadline:
+                return run
+            await asyncio.sleep(0.02)
 
     async def signal(self, request: Request) -> dict[str, Any]:
         """`run.signal`: a signal for a run, buffered until it waits for it."""

@@ -9,7 +9,7 @@ from datetime import UTC, datetime, timedelta
 import structlog
 from nats.aio.client import Client
 
-from perdure.engine import runs
+from perdure.engine import control, runs
 from perdure.engine.clock import Clock
 from perdure.settings import Settings
 from perdure.store.postgres import Pool
@@ -90,4 +90,4 @@ class Sweeper:
         before = datetime.now(UTC) - timedelta(seconds=self._settings.redispatch_after)
         for record in await self._pool.fetch(_SQL["abandoned_children"], before, BATCH):
             reason = f"its parent {record['parent_run_id']} was cancelled"
-            await runs.cancel_tree(self._pool, self._nats, record["run_id"], reason)
+            await control.cancel(self._pool, self._nats, record["run_id"], reason)

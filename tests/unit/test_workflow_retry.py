@@ -39,3 +39,31 @@ def test_a_policy_of_very_many_attempts_does_not_overflow():
 def test_a_policy_that_makes_no_sense_is_refused(wrong):
     with pytest.raises(ValueError, match="Retry"):
         Retry(**wrong)
+
+
+def test_a_budget_ends_the_tries_before_their_number_does():
+    policy = Retry(max_attempts=100, delay=1.0, factor=1.0, jitter=False, max_time=10)
+    assert policy.pause(1, OSError(), elapsed=lambda: 9.0) == 1.0
+    assert policy.pause(1, OSError(), elapsed=lambda: 9.1) is None
+    assert policy.pause(1, RetryableError("busy", retry_after=60), elapsed=lambda: 0.0) is None
+
+
+def test_errors_are_chosen_by_class():
+    policy = Retry(on=(OSError,), give_up_on=(FileNotFoundError,))
+    assert policy.pause(1, ConnectionResetError()) is not None
+    assert policy.pause(1, RetryableError("busy")) is not None
+    assert policy.pause(1, FileNotFoundError()) is None
+    assert policy.pause(1, ValueError()) is None
+    assert policy.pause(1, PermanentError("no")) is None
+    assert Retry(on=OSError).pause(1, OSError()) is not None  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("wrong", [{"on": ("OSError",)}, {"give_up_on": (1,)}])
+def test_what_is_no_class_of_errors_is_refused_by_its_field(wrong):
+    with pytest.raises(TypeError, match=next(iter(wrong))):
+        Retry(**wrong)
+
+
+def test_a_budget_below_zero_is_refused():
+    with pytest.raises(ValueError, match="max_time"):
+        Retry(max_time=-1)

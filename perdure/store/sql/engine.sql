@@ -119,9 +119,15 @@ UPDATE signals SET consumed = TRUE
 FROM unnest($1::text[], $2::bigint[]) AS used (run_id, seq)
 WHERE signals.run_id = used.run_id AND signals.seq = used.seq
 
+-- name: give_back_signals
+-- With `continue_as_new`: what came for waits that were over is there for the next life.
+UPDATE signals SET consumed = FALSE
+FROM unnest($1::text[], $2::bigint[]) AS unused (run_id, seq)
+WHERE signals.run_id = unused.run_id AND signals.seq = unused.seq
+
 -- name: move
--- The ends and the waits. Only a run that is still running moves, so that a repeat never undoes a wake-up; a repeat
--- after a lost answer finds the run already there.
+-- The ends, the waits and the pauses. Only a run that is still running moves, so that a repeat never undoes a wake-up;
+-- a repeat after a lost answer finds the run already there. One that was asked to pause goes nowhere else but to an end.
 WITH input AS (
   SELECT * FROM unnest($1::text[], $2::bigint[], $3::text[], $4::text[], $5::text[], $6::timestamptz[], $7::text[],
                        $8::text[], $9::bigint[], $10::text[], $11::bigint[])
@@ -131,7 +137,7 @@ WITH input AS (
   WHERE r.status = 'running' ORDER BY r.run_id FOR NO KEY UPDATE OF r
 ), moved AS (
   UPDATE runs SET
-    status = m.status, output = m.output::json, error = m.error::json, wake_at = m.wake_at,
+    status = CASE WHEN runs.pause_asked AND m.status IN ('pending', 'waiting') THEN 'paused' ELSE m.status END, output = m.output::json, error = m.error::json, wake_at = m.wake_at,
     waiting_signals = string_to_array(m.waiting_signals, E'\n'),
     waiting_children = string_to_array(m.waiting_children, E'\n'),
     task = COALESCE(m.task::json, runs.task), end_seq = m.end_seq, base_seq = COALESCE(m.base_seq, runs.base_seq),
@@ -139,18 +145,18 @@ WITH input AS (
     config_revision = CASE WHEN m.task IS NULL THEN runs.config_revision END,
     version = CASE WHEN m.task IS NULL THEN runs.version END,
     source_hash = CASE WHEN m.task IS NULL THEN runs.source_hash END,
-    attempts = CASE WHEN m.status IN ('pending', 'waiting') THEN 0 ELSE runs.attempts END,
+    attempts = CASE WHEN m.status IN ('pending', 'waiting', 'paused') THEN 0 ELSE runs.attempts END,
     dispatched_at = CASE WHEN m.status = 'pending' THEN now() ELSE runs.dispatched_at END,
-    process_id = CASE WHEN m.status IN ('pending', 'waiting') THEN NULL ELSE runs.process_id END,
+    process_id = CASE WHEN m.status IN ('pending', 'waiting', 'paused') THEN NULL ELSE runs.process_id END,
     started_at = CASE WHEN m.task IS NULL THEN runs.started_at END,
     finished_at = CASE WHEN m.status IN ('completed', 'failed', 'cancelled', 'dead') THEN now() END
   FROM input AS m JOIN held USING (run_id, epoch)
   WHERE runs.run_id = m.run_id
-  RETURNING runs.run_id, runs.epoch, runs.joined
+  RETURNING runs.run_id, runs.epoch, runs.joined, runs.status
 )
-SELECT run_id, epoch, joined FROM moved
+SELECT run_id, epoch, joined, status FROM moved
 UNION
-SELECT r.run_id, r.epoch, r.joined
+SELECT r.run_id, r.epoch, r.joined, r.status
 FROM runs AS r JOIN input AS m ON r.run_id = m.run_id AND r.epoch = m.epoch AND r.status = m.status
 
 -- name: forget_journal
@@ -189,9 +195,10 @@ FROM (
     OR EXISTS (SELECT 1 FROM signals AS s
                WHERE s.run_id = r.run_id AND NOT s.consumed AND s.name = ANY(r.waiting_signals))
     OR EXISTS (SELECT 1 FROM runs AS c WHERE c.run_id = ANY(r.waiting_children) AND c.finished_at IS NOT NULL))
+    OR r.run_id = ANY($1::text[]) AND r.status = 'paused' AND (r.cancel_reason IS NOT NULL OR NOT r.pause_asked)
   ORDER BY r.run_id FOR NO KEY UPDATE OF r
 ) AS due
-WHERE runs.run_id = due.run_id AND runs.status = 'waiting'
+WHERE runs.run_id = due.run_id AND runs.status IN ('waiting', 'paused')
 RETURNING runs.run_id, runs.agent_name
 
 -- name: unconsumed_signals
@@ -237,8 +244,8 @@ ORDER BY c.run_id LIMIT $2
 
 -- name: release
 -- A drain gives runs back: the attempt does not count, the epoch rises so that no late row is accepted.
-UPDATE runs SET status = 'pending', epoch = runs.epoch + 1, attempts = mine.attempts,
-       process_id = NULL, dispatched_at = now()
+UPDATE runs SET status = CASE WHEN runs.pause_asked THEN 'paused' ELSE 'pending' END, epoch = runs.epoch + 1,
+       attempts = mine.attempts, process_id = NULL, dispatched_at = now()
 FROM (
   SELECT r.run_id, CASE WHEN r.epoch = (
       SELECT j.epoch FROM journal AS j WHERE j.run_id = r.run_id ORDER BY j.seq DESC LIMIT 1)
@@ -269,7 +276,7 @@ UPDATE processes SET state = 'lost' WHERE process_id = $1 AND state = 'live' RET
 -- The epoch rises here already: whatever the lost process still sends is refused from this commit on. A run that
 -- wrote a row under this claim begins to count anew.
 UPDATE runs SET
-  status = CASE WHEN held.attempts >= $2 THEN 'dead' ELSE 'pending' END,
+  status = CASE WHEN held.attempts >= $2 THEN 'dead' WHEN runs.pause_asked THEN 'paused' ELSE 'pending' END,
   epoch = runs.epoch + 1, process_id = NULL, dispatched_at = now(), attempts = held.attempts,
   finished_at = CASE WHEN held.attempts >= $2 THEN now() END,
   end_seq = CASE WHEN held.attempts >= $2
@@ -339,8 +346,10 @@ SELECT EXISTS (SELECT 1 FROM journal WHERE run_id = $1 AND seq = $2 AND epoch = 
 -- name: held
 SELECT run_id, epoch FROM runs WHERE process_id = $1 AND status = 'running'
 
--- name: to_cancel
-SELECT run_id, epoch, cancel_reason FROM runs WHERE run_id = ANY($1::text[]) AND cancel_reason IS NOT NULL AND status = 'running'
+-- name: asked_for
+-- What somebody asked of runs that a process has in memory: to end, to pause; or they are another's by now.
+SELECT run_id, epoch, cancel_reason, pause_asked, status = 'running' AS running FROM runs
+WHERE run_id = ANY($1::text[]) AND (cancel_reason IS NOT NULL OR pause_asked OR status <> 'running')
 
 -- name: unfinished
 -- Runs of these agents that are not at rest, for tests that wait until they are.

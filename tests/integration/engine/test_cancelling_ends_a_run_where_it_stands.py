@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import threading
 from typing import Any
 
@@ -8,7 +9,8 @@ import pytest
 
 from perdure.agent.base import BaseAgent
 from perdure.engine import Context, workflow
-from tests.engine_support import lose, until
+from perdure.engine.calls import CancelCall
+from tests.engine_support import lose, losing, until
 from tests.platform import in_process
 from tests.support import eventually
 
@@ -58,6 +60,35 @@ class Stubborn(BaseAgent):
         except asyncio.CancelledError:
             await ctx.wait_signal("tidied")
             raise
+
+    async def tidy_in_branches(self, ctx: Context) -> None:
+        async def inner(name: str) -> None:
+            try:
+                await ctx.step("book", self.long)
+            except asyncio.CancelledError:
+                await ctx.step(f"unbook {name}", self.unbook)
+                raise
+
+        async def outer() -> None:
+            try:
+                await ctx.gather(inner("a"), inner("b"))
+            except asyncio.CancelledError:
+                await ctx.step("after the inner", self.unbook)
+                raise
+
+        try:
+            await ctx.gather(outer(), ctx.step("book", self.long))
+        except asyncio.CancelledError:
+            await ctx.step("after the outer", self.unbook)
+            raise
+
+    async def hangs_after(self, ctx: Context) -> None:
+        await ctx.step("first", self.quick)
+        self.tidying.set()
+        await asyncio.Event().wait()
+
+    async def quick(self) -> None:
+        return
 
     async def carries_on(self, ctx: Context) -> str:
         try:
@@ -120,6 +151,37 @@ async def test_what_a_run_tidies_up_is_journaled_and_may_take_its_time(stubborn)
     process.agent.tidied.set()
     run = await until(platform, run_id, "cancelled")
     assert [step["name"] for step in run["steps"]] == ["cancel", "unbook"]
+
+
+@pytest.mark.parametrize("often", ["straight", "lost after each row"])
+async def test_branches_tidy_up_before_what_waits_for_them_does(stubborn, often):
+    platform, process = stubborn
+    process.agent.tidied.set()
+    run_id = await start(platform, process, "tidy_in_branches")
+    await eventually(lambda: process.worker.steps_running == 3)
+    with losing(process) if often != "straight" else contextlib.nullcontext():
+        await platform.request("run.cancel", {"run_id": run_id})
+        run = await until(platform, run_id, "cancelled", "blocked", timeout=20)
+    names = [step["name"] for step in run["steps"]]
+    assert sorted(names[1:3]) == ["unbook a", "unbook b"]
+    assert [names[0], *names[3:]] == ["cancel", "after the inner", "after the outer"], run["error"]
+
+
+async def test_code_that_gives_no_way_ends_also_where_the_cancellation_is_in_the_journal(stubborn):
+    """The process was lost after the cancellation was journaled: the replay hangs at the same place."""
+    platform, process = stubborn
+    process.worker.cancel_grace = 0.1
+    run_id = await start(platform, process, "hangs_after")
+    await eventually(process.agent.tidying.is_set)
+    execution = process.worker.executions[run_id]
+    process.agent.tidying.clear()
+    row = CancelCall(execution).row("ok")
+    await platform.services[1].pool.execute("UPDATE runs SET cancel_reason = 'enough' WHERE run_id = $1", run_id)
+    execution.cancel_reason = "enough"
+    execution.write(row)
+    await eventually(lambda: process.worker.journal.idle)
+    await lose(process, execution)
+    assert (await until(platform, run_id, "cancelled", timeout=5))["error"]["message"] == "enough"
 
 
 @pytest.mark.in_memory

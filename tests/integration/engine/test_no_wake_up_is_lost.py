@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 
 import pytest
 
-from perdure.engine import runs
+from perdure.engine import control, runs
 from perdure.engine.commits import commit_moves
 from perdure.engine.entries import Entry
 from perdure.engine.rows import Move
@@ -56,8 +56,8 @@ async def test_a_child_that_ended_before_the_wait_wakes_the_run_in_the_same_comm
     assert await status(pool) == "pending"
 
 
-async def test_a_cancellation_before_the_wait_wakes_the_run_in_the_same_commit(parent, pool):
-    assert (await runs.cancel(pool, "p", "stop"))["asked"]
+async def test_a_cancellation_before_the_wait_wakes_the_run_in_the_same_commit(parent, pool, nc):
+    assert (await control.cancel(pool, nc, "p", "stop"))["way"] == "asked"
     await go_to_sleep(pool)
     assert await status(pool) == "pending"
 
@@ -76,7 +76,7 @@ async def test_what_meets_the_lock_of_a_run_going_to_sleep_finds_it_waiting(pare
         elif what == "child":
             task = asyncio.create_task(runs.tell_parents(pool, nc, ["c"]))
         else:
-            task = asyncio.create_task(runs.cancel(pool, "p", "stop"))
+            task = asyncio.create_task(control.cancel(pool, nc, "p", "stop"))
         await blocked_on_a_lock(pool, task)
         await transaction.commit()
     await task

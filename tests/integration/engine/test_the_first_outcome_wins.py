@@ -84,6 +84,13 @@ class Racing(BaseAgent):
         first = await ctx.race(ctx.step("step", self.hold), ctx.wait_signal("s"))
         return [first, await ctx.wait_signal("s"), await ctx.wait_signal("s")]
 
+    async def signal_over_lives(self, ctx: Context) -> Any:
+        first = await ctx.race(ctx.step("step", self.hold), ctx.wait_signal("s"))
+        ctx.continue_as_new({"what": "next_life", "first": first})
+
+    async def next_life(self, ctx: Context) -> Any:
+        return ["step", await ctx.wait_signal("s"), await ctx.wait_signal("s")]
+
     async def hold(self) -> str:
         self.started.set()
         await self.release.wait()
@@ -179,10 +186,11 @@ async def test_a_child_that_loses_is_asked_to_end(racing):
 
 
 @pytest.mark.parametrize("restart", [False, True])
-async def test_a_signal_whose_wait_lost_is_kept_for_the_next_wait_in_its_order(racing, restart):
-    """The wait has taken the signal while the step's row was on its way."""
+@pytest.mark.parametrize("what", ["signal_and_step_together", "signal_over_lives"])
+async def test_a_signal_whose_wait_lost_is_kept_for_the_next_wait_in_its_order(racing, restart, what):
+    """The wait has taken the signal while the step's row was on its way; also over `continue_as_new`."""
     platform, process = racing
-    run_id = await platform.start_run("racing", {"what": "signal_and_step_together"})
+    run_id = await platform.start_run("racing", {"what": what})
     await process.agent.started.wait()
     journal = process.worker.journal
     pool, gate = journal.pool, asyncio.Event()
@@ -204,10 +212,10 @@ async def test_a_signal_whose_wait_lost_is_kept_for_the_next_wait_in_its_order(r
     gate.set()
     if restart:
         with losing(process, only=run_id):
-            run = await until(platform, run_id, "completed")
+            run = await until(platform, run_id, "completed", "blocked", "needs_review", "failed")
     else:
         run = await until(platform, run_id, "completed")
-    assert run["output"] == ["step", "first", "second"]
+    assert run.get("output") == ["step", "first", "second"], run["error"]
 
 
 async def test_a_race_of_nothing_is_refused(harness):

@@ -1,0 +1,230 @@
+"""`perdure runs cancel|terminate|pause|resume|restart`: one run, or all that a filter finds."""
+
+from __future__ import annotations
+
+import re
+from datetime import UTC, datetime, timedelta
+from typing import Annotated, Any, Final, get_args
+
+import typer
+
+from perdure.cli.clients import Output, say_if_absent, working
+from perdure.cli.console import err, fail, out, print_json
+from perdure.cli.run import see_through
+from perdure.client import Client, RunHandle
+from perdure.client.types import BulkAction
+from perdure.messages import RunStatus
+
+RunId = Annotated[str, typer.Argument(metavar="RUN_ID", help="The run.", show_default=False)]
+Out = Annotated[Output, typer.Option("-o", "--output", help="How to print.")]
+Wait = Annotated[bool, typer.Option("--wait", help="Watch it to its end and print its output.")]
+
+_MaybeRunId = Annotated[str | None, typer.Argument(metavar="[RUN_ID]", help="The run; or say which with options.")]
+_All = Annotated[bool, typer.Option("--all", help="Every run that the other options leave.")]
+_Agent = Annotated[str | None, typer.Option("--agent", "-a", help="Runs of this agent.")]
+_Status = Annotated[list[str] | None, typer.Option("--status", "-s", help="Runs in this state; may be repeated.")]
+_Workflow = Annotated[str | None, typer.Option("--workflow", help="Runs of this workflow.")]
+_Version = Annotated[str | None, typer.Option("--version", help="Runs of this version of their workflow.")]
+_Older = Annotated[str | None, typer.Option("--older-than", help="Runs created longer ago, like 30m, 12h or 7d.")]
+_Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")]
+_Reason = Annotated[str | None, typer.Option("--reason", "-r", help="Why; the run's error says it.")]
+_Dry = Annotated[bool, typer.Option("--dry-run", help="Only say how many runs there are.")]
+
+_UNITS: Final = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
+_DONE: Final = {
+    "cancel": "asked to end",
+    "terminate": "terminated",
+    "pause": "asked to pause",
+    "resume": "resumed",
+    "restart": "restarted",
+}
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands."""
+    for command in (cancel, terminate, pause, resume, restart):
+        app.command()(command)
+
+
+def cancel(
+    run_id: _MaybeRunId = None, *, reason: _Reason = None, everything: _All = False, agent: _Agent = None,
+    status: _Status = None, workflow: _Workflow = None, version: _Version = None, older_than: _Older = None,
+    dry_run: _Dry = False, yes: _Yes = False, output: Out = Output.TABLE,
+) -> None:  # fmt: skip
+    """End a run and its children as `cancelled`; their code may tidy up and undo. One that has ended stays as it is.
+
+    Without RUN_ID: all runs that the options find.
+    """
+    if run_id is None:
+        wanted = _wanted(agent, status, workflow, version, older_than)
+        _many("cancel", wanted, everything=everything, yes=yes, dry_run=dry_run, reason=reason)
+        return
+
+    async def work(client: Client) -> None:
+        handle = await client.get(run_id)
+        await handle.cancel(reason)
+        await tell(handle, output)
+
+    working(work)
+
+
+def terminate(
+    run_id: _MaybeRunId = None, *, reason: _Reason = None, everything: _All = False, agent: _Agent = None,
+    status: _Status = None, workflow: _Workflow = None, version: _Version = None, older_than: _Older = None,
+    dry_run: _Dry = False, yes: _Yes = False, output: Out = Output.TABLE,
+) -> None:  # fmt: skip
+    """End a run and its children at once: none of their code runs any more, nothing is undone.
+
+    Without RUN_ID: all runs that the options find.
+    """
+    if run_id is None:
+        wanted = _wanted(agent, status, workflow, version, older_than)
+        _many("terminate", wanted, everything=everything, yes=yes, dry_run=dry_run, reason=reason)
+        return
+
+    async def work(client: Client) -> None:
+        handle = await client.get(run_id)
+        await handle.terminate(reason)
+        await tell(handle, output)
+
+    working(work)
+
+
+def pause(
+    run_id: _MaybeRunId = None, *, everything: _All = False, agent: _Agent = None, status: _Status = None,
+    workflow: _Workflow = None, version: _Version = None, older_than: _Older = None, dry_run: _Dry = False,
+    yes: _Yes = False, output: Out = Output.TABLE,
+) -> None:  # fmt: skip
+    """Let a run end the steps under way and begin nothing more, until `perdure runs resume`.
+
+    Without RUN_ID: all runs that the options find.
+    """
+    if run_id is None:
+        wanted = _wanted(agent, status, workflow, version, older_than)
+        _many("pause", wanted, everything=everything, yes=yes, dry_run=dry_run)
+        return
+
+    async def work(client: Client) -> None:
+        handle = await client.get(run_id)
+        await handle.pause()
+        await tell(handle, output)
+
+    working(work)
+
+
+def resume(
+    run_id: _MaybeRunId = None, *, wait: Wait = False, everything: _All = False, agent: _Agent = None,
+    status: _Status = None, workflow: _Workflow = None, version: _Version = None, older_than: _Older = None,
+    dry_run: _Dry = False, yes: _Yes = False, output: Out = Output.TABLE,
+) -> None:  # fmt: skip
+    """Bring back a failed, dead, blocked, paused or needs_review run; it goes on after its last journaled step.
+
+    Without RUN_ID: all runs that the options find; --status must be among them.
+    """
+    if run_id is None:
+        wanted = _wanted(agent, status, workflow, version, older_than)
+        _many("resume", wanted, everything=everything, yes=yes, dry_run=dry_run)
+        return
+
+    async def work(client: Client) -> None:
+        await go_on(await client.resume(run_id), client, output, wait=wait)
+
+    working(work)
+
+
+def restart(
+    run_id: _MaybeRunId = None, *, wait: Wait = False, everything: _All = False, agent: _Agent = None,
+    status: _Status = None, workflow: _Workflow = None, version: _Version = None, older_than: _Older = None,
+    dry_run: _Dry = False, yes: _Yes = False, output: Out = Output.TABLE,
+) -> None:  # fmt: skip
+    """Start a new run with the task of another, from its beginning; its id is printed, and the other stays.
+
+    Without RUN_ID: all runs that the options find; --status must be among them.
+    """
+    if run_id is None:
+        wanted = _wanted(agent, status, workflow, version, older_than)
+        _many("restart", wanted, everything=everything, yes=yes, dry_run=dry_run)
+        return
+
+    async def work(client: Client) -> None:
+        handle = await client.restart(run_id)
+        if output is Output.TABLE:
+            out.print(handle.run_id)
+        await go_on(handle, client, output, wait=wait)
+
+    working(work)
+
+
+def _wanted(
+    agent: str | None, status: list[str] | None, workflow: str | None, version: str | None, older_than: str | None
+) -> dict[str, Any]:
+    known = get_args(RunStatus)
+    for each in status or ():
+        if each not in known:
+            fail(f"there is no status {each!r}: use one of {', '.join(known)}", code=2)
+    said = {"agent": agent, "status": status or None, "workflow": workflow, "version": version}
+    if older_than is not None:
+        said["created_before"] = (datetime.now(UTC) - _age(older_than)).isoformat()
+    return {key: value for key, value in said.items() if value is not None}
+
+
+def _age(text: str) -> timedelta:
+    found = re.fullmatch(r"(\d{1,6})([smhd])", text)
+    if found is None:
+        fail(f"--older-than takes a number and s, m, h or d, like 30m or 7d, not {text!r}", code=2)
+    return timedelta(seconds=int(found[1]) * _UNITS[found[2]])
+
+
+def _many(
+    action: BulkAction,
+    wanted: dict[str, Any],
+    *,
+    everything: bool,
+    yes: bool,
+    dry_run: bool,
+    reason: str | None = None,
+) -> None:
+    """Count, ask, and do it page by page."""
+    if not wanted and not everything:
+        fail(f"say which run to {action}: RUN_ID, or --all, --agent, --status, …", code=2)
+
+    async def work(client: Client) -> None:
+        count = await client.count(action, all=everything, **wanted)
+        number = f"{'more than ' if count.more else ''}{count.matched:,} run{'' if count.matched == 1 else 's'}"
+        if dry_run or count.matched == 0:
+            err.print(f"{number} to {action}", markup=False)
+            return
+        if not yes and not typer.confirm(f"{action.capitalize()} {number}?", err=True):
+            fail("nothing was done")
+        done = skipped = failed = 0
+        async for page in client.bulk(action, all=everything, reason=reason, cursor=count.cursor, **wanted):
+            done += page.done
+            skipped += page.skipped
+            failed += len(page.failed)
+            for each in page.failed:
+                err.print(f"run {each['run_id']}: {each['error']['message']}", markup=False, soft_wrap=True)
+            err.print(f"{_DONE[action]}: {done:,} of {count.matched:,}", markup=False)
+        if skipped:
+            err.print(f"left as they are, their state has changed: {skipped:,}", markup=False)
+        if failed:
+            fail(f"{failed:,} runs could not be {_DONE[action]}")
+
+    working(work)
+
+
+async def go_on(handle: RunHandle, client: Client, output: Output, *, wait: bool) -> None:
+    """After a run was brought back, or a new one made of it: watch it, or say how it is."""
+    await say_if_absent(client, handle.agent, handle.run_id)
+    if wait:
+        await see_through(handle, output)
+    else:
+        await tell(handle, output)
+
+
+async def tell(handle: RunHandle, output: Output) -> None:
+    """Say how a run is."""
+    run = await handle.details(steps=False)
+    if output is Output.JSON:
+        print_json(run)
+    else:
+        err.print(f"run {handle.run_id} is {run['status']}", markup=False, soft_wrap=True)
