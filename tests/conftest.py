@@ -109,6 +109,8 @@ async def own_postgres(postgres_folders: tuple[Path, Path], shared_postgres: Pos
         await server.start()
         try:
             await migrate(Settings(database_url=server.url))
+            # Commits of a fast server reach its files a little later; a kill shall find the tables at least.
+            await _admin(server, "CHECKPOINT")
             yield server
         finally:
             await server.stop()
