@@ -43,7 +43,8 @@ bench: $(STAMP) ## Measure this machine; takes about a minute
 	@$(PY) -m benchmarks
 
 chaos: $(STAMP) ## Kill servers and processes under load, and check that nothing was lost
-	@$(PYTEST) tests/chaos
+	@PERDURE_CHAOS_CHANGES=$${PERDURE_CHAOS_CHANGES:-2000} PERDURE_CHAOS_TAKEOVERS=$${PERDURE_CHAOS_TAKEOVERS:-30} \
+	  PERDURE_CHAOS_TAKEOVER_PAUSE=$${PERDURE_CHAOS_TAKEOVER_PAUSE:-1} $(PYTEST) tests/chaos
 
 build: $(STAMP) ## Build the wheel into dist/
 	$(PY) -m build --wheel --no-isolation

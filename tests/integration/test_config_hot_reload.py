@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from contextlib import AsyncExitStack
 
 import pytest
 
@@ -245,3 +246,39 @@ async def test_a_global_change_with_many_agents_asks_them_to_spread(settings, nc
         await eventually(lambda: updates and updates[-1]["agent_name"] == "*")
     assert 0.05 < updates[-1]["spread"] < 0.5
     assert len(updates) == 301
+
+
+async def test_a_herd_of_agents_asks_once_each_for_a_burst_and_not_in_one_moment(
+    settings, nc, redis, pool, monkeypatch
+) -> None:
+    """Their configuration is too large for the broadcast: each has to ask."""
+    agents = [f"agent-{number}" for number in range(80)]
+    spreads: list[float] = []
+    asked: list[str] = []
+
+    def wait_for(low: float, high: float) -> float:
+        if low == 0:
+            spreads.append(high)
+        return high
+
+    async def hear(message) -> None:
+        asked.append(message.subject)
+
+    async with manager(settings), AsyncExitStack() as stack:
+        await pool.execute(
+            "INSERT INTO agent_configurations (agent_name, config_key, config_value) "
+            "SELECT agent, 'large', repeat('x', 20000) FROM unnest($1::text[]) AS agent",
+            agents,
+        )
+        slow = settings.model_copy(update=SLOW)
+        clients = [await stack.enter_async_context(following(nc, redis, slow, name, model=None)) for name in agents]
+        monkeypatch.setattr("perdure.config.client.random.uniform", wait_for)
+        await nc.subscribe("config.get.>", cb=hear)
+        async with pool.acquire() as connection:
+            for number in range(20):
+                await connection.execute(PUT, "*", "k", str(number))
+        await eventually(lambda: all(client.snapshot.get_setting("k") == "19" for client in clients), timeout=20)
+    # Twenty broadcasts: one read for those that came before it, and one for those that came during it.
+    assert len(asked) < 4 * len(agents)
+    assert len(spreads) >= len(agents)
+    assert all(spread == pytest.approx((len(agents) - 50 + 1) * 0.0005, abs=0.001) for spread in spreads)
