@@ -6,11 +6,12 @@ Fields that a model does not know are ignored, so that newer clients may talk to
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Final, Literal, TypeVar
+from datetime import datetime, timedelta
+from typing import Annotated, Any, Final, Literal, Self, TypeVar
 
 import orjson
-from pydantic import AwareDatetime, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
-from pydantic_core import ErrorDetails
+from pydantic import AwareDatetime, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic_core import ErrorDetails, PydanticCustomError
 
 from perdure.errors import InvalidRequest
 from perdure.subjects import AGENT_NAME, RUN_ID
@@ -18,6 +19,8 @@ from perdure.subjects import AGENT_NAME, RUN_ID
 Id = Annotated[str, Field(pattern=f"^{RUN_ID.pattern}$")]
 AgentName = Annotated[str, Field(pattern=f"^{AGENT_NAME.pattern}$")]
 Name = Annotated[str, Field(min_length=1, max_length=256)]
+Seconds = Annotated[float, Field(strict=True, ge=0, le=316_224_000, allow_inf_nan=False)]
+PositiveSeconds = Annotated[float, Field(strict=True, gt=0, le=316_224_000, allow_inf_nan=False)]
 Revision = Annotated[int, Field(ge=0, lt=2**63)]
 Configurations = dict[Annotated[str, Field(min_length=1, max_length=256)], Any]
 RunStatus = Literal[
@@ -46,13 +49,61 @@ class Message(BaseModel):
     model_config = ConfigDict(frozen=True, extra="ignore")
 
 
-class RunStart(Message):
-    """`run.start.<agent>`: accept a run. `task` is any JSON, `null` included, and must be there."""
+class Place(Message):
+    """In which line a run stands, and where: a higher `priority` is first, `fair_key`s take turns."""
+
+    queue: AgentName | None = None
+    priority: Annotated[int, Field(strict=True, ge=-1000, le=1000)] = 0
+    fair_key: Name | None = None
+
+
+class RunStart(Place):
+    """`run.start.<agent>`: accept a run. `task` is any JSON, `null` included, and must be there.
+
+    It begins `delay` seconds from now, or at `start_at`. A run holds its `dedup_key` until its end, or `dedup_window`
+    seconds: until then a start with the key is that run. Starts with one `debounce_key` become one run with the newest
+    task, `debounce` seconds after the last of them, `debounce_max` seconds after the first at the latest.
+    """
 
     task: Any
     workflow: Name = "run"
     run_id: Id | None = None
     session_id: Id | None = None
+    delay: Seconds | None = None
+    start_at: AwareDatetime | None = None
+    dedup_key: Name | None = None
+    dedup_window: PositiveSeconds | None = None
+    debounce_key: Name | None = None
+    debounce: PositiveSeconds | None = None
+    debounce_max: PositiveSeconds | None = None
+
+    @model_validator(mode="after")
+    def _one_time_and_one_key(self) -> Self:
+        pairs = (
+            ("start_at", self.delay is not None and self.start_at is not None, "leave it out, or delay"),
+            ("dedup_window", self.dedup_window is not None and self.dedup_key is None, "needs a dedup_key"),
+            ("debounce", self.debounce is not None and self.debounce_key is None, "needs a debounce_key"),
+            ("debounce_max", self.debounce_max is not None and self.debounce is None, "needs debounce"),
+            ("debounce_key", self.debounce_key is not None and self.debounce is None, "needs debounce, in seconds"),
+            (
+                "debounce_key",
+                self.debounce_key is not None and self.dedup_key is not None,
+                "leave it out, or dedup_key",
+            ),
+            ("delay", self.debounce_key is not None and self.delay is not None, "debounce says when it begins"),
+            ("start_at", self.debounce_key is not None and self.start_at is not None, "debounce says when it begins"),
+            ("debounce_max", (self.debounce_max or 1e12) < (self.debounce or 0), "must be at least debounce"),
+        )
+        for field, wrong, why in pairs:
+            if wrong:
+                raise PydanticCustomError("combination", "{why}", {"why": why, "field": field})
+        return self
+
+    def begins(self, now: datetime) -> datetime | None:
+        """When the run may begin, None for at once."""
+        if self.start_at is not None:
+            return self.start_at if self.start_at > now else None
+        return now + timedelta(seconds=self.delay) if self.delay else None
 
 
 class RunAsk(RunStart):
@@ -164,6 +215,7 @@ class RunList(Message):
     status: RunStatus | None = None
     session_id: Id | None = None
     parent_run_id: Id | None = None
+    queue: AgentName | None = None
     limit: int = Field(50, ge=1, le=500)
     cursor: str | None = Field(None, max_length=512)
 
@@ -188,6 +240,12 @@ class SessionHistory(SessionRef):
 
     after: int = Field(0, ge=0, lt=2**63)
     limit: int = Field(500, ge=1, le=1000)
+
+
+class QueueList(Message):
+    """`queue.list`: the queues there are, by name, or one."""
+
+    queue: AgentName | None = None
 
 
 class ConfigGet(Message):
@@ -237,7 +295,7 @@ def parse(model: type[AnyMessage], data: bytes) -> AnyMessage:
     try:
         return model.model_validate(body)
     except ValidationError as error:
-        problems = error.errors(include_url=False, include_context=False, include_input=False)
+        problems = error.errors(include_url=False, include_input=False)
         text = "; ".join(_problem(each) for each in problems[:SHOWN])
         if len(problems) > SHOWN:
             text += f"; and {len(problems) - SHOWN} more"
@@ -245,6 +303,8 @@ def parse(model: type[AnyMessage], data: bytes) -> AnyMessage:
 
 
 def _field(problem: ErrorDetails) -> str:
+    if problem["type"] == "combination":
+        return str(problem["ctx"]["field"])
     return ".".join(str(part) for part in problem["loc"])
 
 

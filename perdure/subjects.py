@@ -25,6 +25,8 @@ RUN_ENDED: Final = "run.ended"
 TASK: Final = "task"
 WORK: Final = "work"
 PROCESS: Final = "process"
+QUEUE_LIST: Final = "queue.list"
+QUEUE_LOOK: Final = "queue.look"
 HEALTH: Final = "health"
 
 # -- streams. None covers a request subject: a stream would answer the request with its own acknowledgement. ----------
@@ -137,6 +139,11 @@ def work(agent: str) -> str:
 def process_nudge(process_id: str) -> str:
     """Core subject on which one process is told to look at one of its runs (a signal, a cancel)."""
     return f"{PROCESS}.{process_id}.nudge"
+
+
+def process_offer(process_id: str) -> str:
+    """Core subject on which one process is told of a run of a queue in which it has a place."""
+    return f"{PROCESS}.{process_id}.offer"
 
 
 def health(service: str, instance: str) -> str:

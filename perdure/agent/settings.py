@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, create_model
 
-from perdure.config.keys import DurableAgentSettings, Names
+from perdure.config.keys import DurableAgentSettings, Names, QueueSettings
 from perdure.config.secrets import SecretReference
 
 
@@ -34,7 +34,7 @@ def _object(value: Any) -> Any:
         raise ValueError(f"is no JSON object: {error}") from None
 
 
-class AgentSettings(DurableAgentSettings):
+class AgentSettings(DurableAgentSettings, QueueSettings):
     """What is unset leaves the agent's own value, or none, standing."""
 
     llm_api: Literal["chat", "responses"] | None = Field(None, description="Which OpenAI protocol the endpoint speaks.")

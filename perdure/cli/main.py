@@ -22,6 +22,7 @@ COMMANDS = {
     "chat": "chat",
     "runs": "runs",
     "sessions": "sessions",
+    "queues": "queues",
     "agents": "agents",
     "config": "config",
 }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from datetime import datetime
 from typing import Annotated, Any
 
 import typer
@@ -13,6 +14,7 @@ from perdure.cli.live import RunView
 from perdure.client import Client, RunHandle
 from perdure.errors import RunFailed
 
+MOMENTS = ["%Y-%m-%dT%H:%M", "%Y-%m-%dT%H:%M:%S", "%Y-%m-%dT%H:%M%z", "%Y-%m-%dT%H:%M:%S%z"]
 LAST_LINES = 1.0  # seconds that the events of an ended run may take to arrive
 
 
@@ -36,6 +38,26 @@ def run(
     timeout: Annotated[
         float | None, typer.Option("--timeout", "-t", min=0.001, help="Seconds to wait; the run goes on after them.")
     ] = None,
+    queue: Annotated[str | None, typer.Option("--queue", "-q", help="The queue it stands in.")] = None,
+    priority: Annotated[int, typer.Option("--priority", "-p", min=-1000, max=1000, help="The higher one first.")] = 0,
+    fair_key: Annotated[str | None, typer.Option("--fair-key", help="Runs of different keys take turns.")] = None,
+    delay: Annotated[float | None, typer.Option("--delay", min=0, help="Seconds before it begins.")] = None,
+    start_at: Annotated[datetime | None, typer.Option("--start-at", formats=MOMENTS, help="When it begins.")] = None,
+    dedup_key: Annotated[
+        str | None, typer.Option("--dedup-key", help="While a run holds the key, this is that run.")
+    ] = None,
+    dedup_window: Annotated[
+        float | None, typer.Option("--dedup-window", min=0.001, help="Seconds it holds the key, not until its end.")
+    ] = None,
+    debounce_key: Annotated[
+        str | None, typer.Option("--debounce-key", help="Starts with the key become one run, with the newest task.")
+    ] = None,
+    debounce: Annotated[
+        float | None, typer.Option("--debounce", min=0.001, help="Seconds after the last of them it begins.")
+    ] = None,
+    debounce_max: Annotated[
+        float | None, typer.Option("--debounce-max", min=0.001, help="Seconds after the first, at the latest.")
+    ] = None,
     output: Annotated[Output, typer.Option("-o", "--output", help="How to print the outcome.")] = Output.TABLE,
 ) -> None:
     """Start a run of AGENT and print its output.
@@ -51,7 +73,23 @@ def run(
     value = parse_json(task)
 
     async def work(client: Client) -> None:
-        handle = await client.start(agent, value, workflow=workflow, run_id=run_id, session_id=session)
+        handle = await client.start(
+            agent,
+            value,
+            workflow=workflow,
+            run_id=run_id,
+            session_id=session,
+            queue=queue,
+            priority=priority,
+            fair_key=fair_key,
+            delay=delay,
+            start_at=None if start_at is None else start_at.astimezone(),
+            dedup_key=dedup_key,
+            dedup_window=dedup_window,
+            debounce_key=debounce_key,
+            debounce=debounce,
+            debounce_max=debounce_max,
+        )
         await say_if_absent(client, handle.agent, handle.run_id)
         if wait:
             await see_through(handle, output, timeout)

@@ -47,6 +47,7 @@ def list_(
     agent: Annotated[str | None, typer.Option("--agent", "-a", help="Runs of this agent.")] = None,
     status: Annotated[str | None, typer.Option("--status", "-s", help=f"One of {STATUSES}.")] = None,
     session: Annotated[str | None, typer.Option("--session", help="Runs of this conversation.")] = None,
+    queue: Annotated[str | None, typer.Option("--queue", "-q", help="Runs of this queue.")] = None,
     limit: Annotated[int, typer.Option("--limit", "-n", min=1, max=500, help="How many.")] = 20,
     cursor: Annotated[str | None, typer.Option("--cursor", help="Where the page before has ended.")] = None,
     output: Out = Output.TABLE,
@@ -56,7 +57,9 @@ def list_(
         fail(f"there is no status {status!r}: use one of {STATUSES}", code=2)
 
     async def work(client: Client) -> None:
-        page = await client.list(agent=agent, status=status, session_id=session, limit=limit, cursor=cursor)
+        page = await client.list(
+            agent=agent, status=status, session_id=session, queue=queue, limit=limit, cursor=cursor
+        )
         if output is Output.JSON:
             print_json({"runs": page.runs, "next_cursor": page.next_cursor})
             return

@@ -44,6 +44,9 @@ def listed(runs: Sequence[Mapping[str, Any]]) -> Table:
     table.add_column("run", no_wrap=True, min_width=max(len(run["run_id"]) for run in runs))
     for column in ("agent", "status", "created", "took"):
         table.add_column(column, no_wrap=True)
+    queued = any(run.get("queue") for run in runs)
+    if queued:
+        table.add_column("queue", no_wrap=True)
     table.add_column("session", overflow="fold")
     table.add_column("error", overflow="ellipsis", no_wrap=True, ratio=1)
     for run in runs:
@@ -54,6 +57,7 @@ def listed(runs: Sequence[Mapping[str, Any]]) -> Table:
             status_text(run["status"]),
             ago(run["created_at"]),
             took(run["started_at"], run["finished_at"]),
+            *([_place(run)] if queued else []),
             run["session_id"] or "",
             escape(_error(run)),
         )
@@ -93,6 +97,7 @@ def _facts(run: Mapping[str, Any]) -> Table:
         "version": run.get("version"),
         "task": short(run["task"]),
         "why pending": (run.get("reason") or {}).get("message"),
+        "queue": _place(run) + (f", for {run['fair_key']}" if run.get("fair_key") else ""),
         "session": run["session_id"],
         "parent": run["parent_run_id"],
         "waits for": waits if run["status"] == "waiting" else "",
@@ -152,6 +157,16 @@ def _branch(tree: Tree, runs: Sequence[Mapping[str, Any]]) -> None:
         took_text = took(run["started_at"], run["finished_at"])
         node = tree.add(f"{text} [dim]{took_text}[/] {escape(_error(run))}".rstrip())
         _branch(node, run["children"])
+
+
+def _place(run: Mapping[str, Any]) -> str:
+    """A run's queue, with its priority where it has one and, while it waits, for what."""
+    if not run.get("queue"):
+        return ""
+    why = (run.get("reason") or {}).get("code", "").removeprefix("waiting_") if run["status"] == "pending" else ""
+    said = [f"priority {run['priority']}" if run["priority"] else "", why.replace("_", " ")]
+    more = ", ".join(word for word in said if word)
+    return f"{run['queue']} ({more})" if more else str(run["queue"])
 
 
 def ago(moment: str | None) -> str:

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
+from datetime import datetime, timedelta
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Self, Unpack
 from uuid import uuid4
 
 from perdure import subjects
 from perdure.client.connection import Connection
 from perdure.client.handle import RunHandle
 from perdure.client.presence import Replica, replicas
-from perdure.client.types import BulkAction, BulkCount, BulkPage, RunPage, SessionPage
+from perdure.client.types import BulkAction, BulkCount, BulkPage, RunPage, SessionPage, StartOptions
 from perdure.errors import InvalidRequest
 from perdure.settings import Settings
 
@@ -55,13 +56,42 @@ class Client:
         workflow: str = "run",
         run_id: str | None = None,
         session_id: str | None = None,
+        queue: str | None = None,
+        priority: int = 0,
+        fair_key: str | None = None,
+        delay: float | timedelta | None = None,
+        start_at: datetime | None = None,
+        dedup_key: str | None = None,
+        dedup_window: float | timedelta | None = None,
+        debounce_key: str | None = None,
+        debounce: float | timedelta | None = None,
+        debounce_max: float | timedelta | None = None,
     ) -> RunHandle:
         """Have a run accepted; when this returns, it is durable, whether or not the agent is up.
 
         `task` is any JSON. The same `run_id` and task again are the same run; with another task it is a `Conflict`.
+
+        The run stands in `queue`, or in that of its agent when it has a `priority` (-1000 to 1000, the higher one
+        first) or a `fair_key` (runs of different keys take turns). It begins after `delay`, or at `start_at`. While a
+        run holds `dedup_key` (to its end, or for `dedup_window`) a start with the key is that run. Starts with one
+        `debounce_key` become one run with the newest task: `debounce` after the last of them, `debounce_max` after the
+        first at the latest. Durations are seconds or a `timedelta`.
         """
         name = _checked(subjects.agent_name, agent)
         said = self._start(task, workflow, run_id, session_id)
+        more = {
+            "queue": queue,
+            "priority": priority or None,
+            "fair_key": fair_key,
+            "delay": _seconds(delay),
+            "start_at": start_at,
+            "dedup_key": dedup_key,
+            "dedup_window": _seconds(dedup_window),
+            "debounce_key": debounce_key,
+            "debounce": _seconds(debounce),
+            "debounce_max": _seconds(debounce_max),
+        }
+        said |= {key: value for key, value in more.items() if value is not None}
         try:
             accepted = await self._connection.insist(subjects.run_start(name), said)
         except TypeError as error:
@@ -77,12 +107,14 @@ class Client:
         run_id: str | None = None,
         session_id: str | None = None,
         timeout: float | None = 60.0,
+        **options: Unpack[StartOptions],
     ) -> Any:
         """Start a run and return its output, waiting at most `timeout` seconds (None: as long as it takes).
 
-        Raises `RunFailed` when it ends without one, `TimeoutError` when the time is over (the run goes on).
+        `options` are those of `start`. Raises `RunFailed` when it ends without one, `TimeoutError` when the time is
+        over (the run goes on).
         """
-        run = await self.start(agent, task, workflow=workflow, run_id=run_id, session_id=session_id)
+        run = await self.start(agent, task, workflow=workflow, run_id=run_id, session_id=session_id, **options)
         return await run.result(timeout)
 
     async def get(self, run_id: str) -> RunHandle:
@@ -97,6 +129,7 @@ class Client:
         status: str | None = None,
         session_id: str | None = None,
         parent_run_id: str | None = None,
+        queue: str | None = None,
         limit: int = 50,
         cursor: str | None = None,
     ) -> RunPage:
@@ -106,11 +139,18 @@ class Client:
             "status": status,
             "session_id": session_id,
             "parent_run_id": parent_run_id,
+            "queue": queue,
             "cursor": cursor,
         }
         wanted = {key: value for key, value in said.items() if value is not None}
         reply = await self._connection.insist("run.list", {**wanted, "limit": limit})
         return RunPage(reply["runs"], reply.get("next_cursor"))
+
+    async def queues(self, queue: str | None = None) -> Sequence[Mapping[str, Any]]:
+        """The queues, or one: `pending`, `delayed`, `running`, the limits, and what its runs wait for."""
+        reply = await self._connection.insist(subjects.QUEUE_LIST, {} if queue is None else {"queue": queue})
+        found: Sequence[Mapping[str, Any]] = reply["queues"]
+        return found
 
     async def resume(self, run_id: str) -> RunHandle:
         """Bring back a failed, dead, blocked, paused or reviewed run. Raises `NotFound`, `Conflict`."""
@@ -206,6 +246,10 @@ class Client:
         if session_id is not None:
             said |= Client._session(session_id, None)
         return said
+
+
+def _seconds(value: float | timedelta | None) -> float | None:
+    return value.total_seconds() if isinstance(value, timedelta) else value
 
 
 def _run_id(value: str) -> str:

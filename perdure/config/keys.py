@@ -85,3 +85,22 @@ class DurableAgentSettings(BaseModel):
     log_level: Literal["debug", "info", "warning", "error"] | None = Field(
         None, description="debug, info, warning or error."
     )
+
+
+class QueueSettings(BaseModel):
+    """The settings of a queue, under its name: an agent's own has the agent's. A trigger of the table reads them."""
+
+    model_config = ConfigDict(extra="ignore", frozen=True)
+
+    queue_concurrency: int | None = Field(
+        None, ge=0, le=1_000_000, description="Runs that are executed at a time, all processes together; 0 holds all."
+    )
+    queue_process_concurrency: int | None = Field(
+        None, ge=1, le=1_000_000, description="Runs of the queue that one process executes at a time."
+    )
+    queue_rate_limit: int | None = Field(
+        None, ge=1, le=1_000_000, description="Runs that begin within `queue_rate_period_seconds`, at most."
+    )
+    queue_rate_period_seconds: float | None = Field(
+        None, gt=0, le=86_400, allow_inf_nan=False, description="The period of `queue_rate_limit`; 60 unless set."
+    )

@@ -13,6 +13,7 @@ from nats.aio.msg import Msg
 
 from perdure.engine.codec import decode
 from perdure.engine.points import reach
+from perdure.engine.queues import claim_queued, where_they_stand
 from perdure.engine.rows import ClaimedRun, JournalRow, claimed, journaled
 from perdure.store.failures import CONNECTION_ERRORS
 
@@ -42,6 +43,7 @@ class Claims:
     def __init__(self, worker: Worker) -> None:
         self._worker = worker
         self._queue: dict[str, list[Msg]] = {}
+        self._queues: set[str] = set()  # in which a place may have come up
         self._wake = asyncio.Event()
         self._claiming = asyncio.Lock()
         self._stopped = False
@@ -52,9 +54,16 @@ class Claims:
         """Wake-ups that are not decided yet."""
         return len(self._queue)
 
-    def add(self, run_id: str, message: Msg) -> None:
+    def add(self, run_id: str, message: Msg | None) -> None:
         """A run wants to be claimed; `message` is acked once that is decided."""
-        self._queue.setdefault(run_id, []).append(message)
+        messages = self._queue.setdefault(run_id, [])
+        if message is not None:
+            messages.append(message)
+        self._wake.set()
+
+    def look(self, queue: str) -> None:
+        """A place in `queue` may have come up."""
+        self._queues.add(queue)
         self._wake.set()
 
     async def stop(self) -> None:
@@ -62,6 +71,7 @@ class Claims:
         self._stopped = True
         async with self._claiming:
             self._queue.clear()  # not acked: delivered again, elsewhere
+            self._queues.clear()
 
     async def run(self) -> None:
         """Claim until cancelled."""
@@ -74,17 +84,21 @@ class Claims:
             self._wake.clear()
             if loop.time() >= audit_at:
                 audit_at = loop.time() + (AUDIT_EVERY if await self._audit() else 0.2)
-            while self._queue:
+            while self._queue or self._queues:
                 batch, self._queue = self._queue, {}
+                queues, self._queues = self._queues, set()
                 try:
                     async with self._claiming:
                         if self._stopped:
                             return
-                        others = await self._claim(list(batch))
+                        others = await self._claim(list(batch), queues) if batch else set()
+                        for queue in sorted(queues):
+                            await self._claim_queued(queue)
                 except CONNECTION_ERRORS as error:
                     # Not acked: the claim may have committed all the same, so the audit looks first.
                     log.warning("claim failed", action="claim.failed", runs=len(batch), error=type(error).__name__)
                     self._queue = {**batch, **self._queue}
+                    self._queues |= queues
                     audit_at = loop.time()
                     self._wake.set()
                     await asyncio.sleep(0.2)
@@ -110,13 +124,11 @@ class Claims:
             return False
         return True
 
-    async def _claim(self, run_ids: list[str]) -> set[str]:
-        """Claim what is ours; the runs whose version only other processes run."""
+    async def _claim(self, run_ids: list[str], queues: set[str]) -> set[str]:
+        """Claim what is ours; the runs whose version only other processes run. Adds the queues in which runs stand."""
         worker = self._worker
         reach("claim.before")
-        config, process_id = worker.newest_config(), worker.process_id
-        if config.hash not in self.snapshots:
-            await worker.keep_snapshot(config)
+        config, process_id = await self._newest_config(), worker.process_id
         records = await worker.pool.fetch(
             worker.queries["claim"],
             process_id,
@@ -131,15 +143,43 @@ class Claims:
         )
         reach("claim.after")
         taken = [claimed(worker.agent_name, record) for record in records]
+        await self._begin(taken, config, process_id)
+        missed = set(run_ids) - {run.run_id for run in taken}
+        if not missed:
+            return missed
+        standing = await where_they_stand(worker.pool, worker.agent_name, list(missed))
+        queues.update(standing.values())
+        return await self._others(missed - standing.keys())
+
+    async def _claim_queued(self, queue: str) -> None:
+        """Claim as many of a queue's next runs as its bounds and our slots leave open."""
+        worker = self._worker
+        slots = worker.slots
+        if slots <= 0:
+            return  # the end of a run here asks again, and the scheduler asks others
+        reach("claim.before")
+        config, process_id = await self._newest_config(), worker.process_id
+        records = await claim_queued(worker.pool, process_id, worker.agent_name, queue, slots, config, worker.offer)
+        reach("claim.after")
+        await self._begin([claimed(worker.agent_name, record) for record in records], config, process_id)
+
+    async def _newest_config(self) -> AgentConfig:
+        config = self._worker.newest_config()
+        if config.hash not in self.snapshots:
+            await self._worker.keep_snapshot(config)
+        return config
+
+    async def _begin(self, taken: list[ClaimedRun], config: AgentConfig, process_id: str) -> None:
+        """Read the journals of claimed runs, and execute them."""
+        worker = self._worker
         histories = await self._histories([run for run in taken if run.epoch > 1 or run.base_seq > 0])
         snapshots = {config.hash: config, **await self._load_snapshots(taken, histories)}
         if worker.process_id != process_id:
-            return set()  # taken for lost in the meantime: what it claimed is given to others
+            return  # taken for lost in the meantime: what it claimed is given to others
         for run in taken:
             if run.run_id in worker.executions:
                 worker.executions[run.run_id].close()  # an earlier epoch of ours
             worker.begin(run, histories.get(run.run_id, []), snapshots[run.config_hash or config.hash], snapshots)
-        return await self._others(set(run_ids) - {run.run_id for run in taken})
 
     async def again(self, execution: Execution) -> None:
         """Replay a run that this process holds, from the journal, as another process would after it."""

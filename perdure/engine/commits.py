@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from perdure.engine.accepting import insert_starts
 from perdure.engine.entries import Entry, Place
 from perdure.engine.rows import Start
-from perdure.engine.runs import ACCEPT, accept_arguments
 from perdure.store.postgres import Pool, PooledConnection
 from perdure.store.queries import load_queries
 
@@ -85,7 +85,7 @@ async def _write_starts(connection: PooledConnection, starts: list[Start]) -> No
     sessions = [f"{start.agent_name}/{start.session_id}" for start in starts if start.session_id]
     if sessions:
         await connection.execute(_RUNS["lock_sessions"], sessions)
-    made = {record["run_id"] for record in await connection.fetch(ACCEPT, *accept_arguments(starts))}
+    made = await insert_starts(connection, starts)
     there = [start.run_id for start in starts if start.run_id not in made and start.parent_run_id is not None]
     if there:
         await connection.execute(_SQL["join_children"], there)

@@ -17,6 +17,7 @@ from perdure.engine.definition import StepInjected
 from perdure.engine.retry import Retry
 from perdure.engine.rows import JournalRow
 from perdure.engine.runs import new_start
+from perdure.engine.start_options import start_options
 from perdure.engine.steps import StepCall, TransactionCall
 from perdure.engine.undo import Undo
 from perdure.engine.values import Now, Random, Uuid
@@ -244,11 +245,18 @@ class Context(ParallelContext, StepInjected):
         run_id: str | None = None,
         timeout: Duration | None = None,
         session_id: str | None = None,
+        queue: str | None = None,
+        priority: int = 0,
+        fair_key: str | None = None,
+        delay: Duration | None = None,
+        start_at: datetime | None = None,
     ) -> Awaitable[Any]:
         """Run another agent as a durable child and return its output.
 
-        Raises `RunFailed(run_id, status, error)` when it ends otherwise, `Conflict` when `run_id` exists with another
-        task, and `TimeoutError` after `timeout`, upon which the child is asked to end.
+        It stands in `queue` (with a `priority` or a `fair_key`: in its agent's own) and begins after `delay` or at
+        `start_at`, as `Client.start` says. The same `run_id` again is the same run. Raises
+        `RunFailed(run_id, status, error)` when it ends otherwise, `Conflict` when `run_id` exists with another task,
+        and `TimeoutError` after `timeout`, upon which the child is asked to end.
         """
         execution = self._execution
         branch = execution.branch()
@@ -259,7 +267,22 @@ class Context(ParallelContext, StepInjected):
                 f"this run is a turn of session {session_id!r}, and waits here for a later turn of its own session, "
                 "which begins when this one has ended. Leave out session_id, or use ctx.start."
             )
-        digest = identity(target, (task, workflow, run_id, session_id), {})
+        said = {
+            "queue": queue,
+            "priority": priority or None,
+            "fair_key": fair_key,
+            "delay": delay,
+            "start_at": start_at,
+        }
+        options = start_options(
+            now=execution.host.clock.now(),
+            queue=queue,
+            priority=priority,
+            fair_key=fair_key,
+            delay=delay,
+            start_at=start_at,
+        )
+        digest = identity(target, (task, workflow, run_id, session_id), _said(said))
         call = ChildCall(
             execution,
             branch,
@@ -272,6 +295,7 @@ class Context(ParallelContext, StepInjected):
                 workflow=workflow,
                 session_id=session_id,
                 parent=(self.run_id, ""),
+                options=options,
             ),
             wait,
         )
@@ -279,15 +303,41 @@ class Context(ParallelContext, StepInjected):
         return call
 
     def start(
-        self, agent: str, task: Any, *, workflow: str = "run", run_id: str | None = None, session_id: str | None = None
+        self,
+        agent: str,
+        task: Any,
+        *,
+        workflow: str = "run",
+        run_id: str | None = None,
+        session_id: str | None = None,
+        queue: str | None = None,
+        priority: int = 0,
+        fair_key: str | None = None,
+        delay: Duration | None = None,
+        start_at: datetime | None = None,
     ) -> Awaitable[ChildRun]:
-        """Start a durable child and go on; the child's id is known at once."""
+        """Start a durable child and go on; the child's id is known at once. The options are those of `call`."""
         execution = self._execution
         branch = execution.branch()
         target = subjects.agent_name(agent)
         child = self._child_id(run_id, branch.prefix, branch.taken + 1)
-        start = new_start(child, target, task, workflow=workflow, session_id=session_id, parent=None)
-        digest = identity(target, (task, workflow, run_id, session_id), {})
+        options = start_options(
+            now=execution.host.clock.now(),
+            queue=queue,
+            priority=priority,
+            fair_key=fair_key,
+            delay=delay,
+            start_at=start_at,
+        )
+        start = new_start(child, target, task, workflow=workflow, session_id=session_id, options=options)
+        more = {
+            "queue": queue,
+            "priority": priority or None,
+            "fair_key": fair_key,
+            "delay": delay,
+            "start_at": start_at,
+        }
+        digest = identity(target, (task, workflow, run_id, session_id), _said(more))
         said = encode({"run_id": child, "agent": target}, what="child")
         return RecordCall(
             execution,
@@ -399,3 +449,16 @@ class Context(ParallelContext, StepInjected):
             names = ", ".join(undo.name for undo in self._execution.undos)
             raise WorkflowMisuse(f"continue_as_new would forget what is registered with ctx.on_failure: {names}")
         raise RunContinued(encode(task, what="the new task"))
+
+
+def _said(options: Mapping[str, Any]) -> dict[str, Any]:
+    """The options that were given, as they count for a call's identity: without any it is what it always was."""
+    return {
+        key: value.isoformat()
+        if isinstance(value, datetime)
+        else seconds_of(value, what=key)
+        if key == "delay"
+        else value
+        for key, value in options.items()
+        if value is not None
+    }

@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable
 import asyncpg
 from nats.aio.client import Client
 
-from perdure.engine import runs
+from perdure.engine import queues, runs
 from perdure.engine.codec import encode
 from perdure.engine.rows import TERMINAL
 from perdure.errors import Conflict, NotFound
@@ -130,6 +130,7 @@ async def restart(pool: Pool, nats: Client, run_id: str, new_id: str) -> asyncpg
         if record is None:
             await _check_origin(connection, new_id, run_id, "restart")
             return place
+        await queues.place(connection, [new_id], own=False)
     runs.wake(nats, new_id, record["agent_name"])
     return record
 
@@ -153,6 +154,7 @@ async def fork(pool: Pool, nats: Client, run_id: str, step: str, new_id: str) ->
         if record is None:
             await _check_origin(connection, new_id, run_id, "fork")
             return place
+        await queues.place(connection, [new_id], own=False)
     runs.wake(nats, new_id, record["agent_name"])
     return record
 

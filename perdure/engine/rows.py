@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import asyncpg
 
+    from perdure.engine.start_options import StartOptions
+
 TERMINAL = frozenset({"completed", "failed", "cancelled", "dead"})
 
 
@@ -48,6 +50,7 @@ class Start:
     task_hash: str
     parent_run_id: str | None = None
     parent_path: str | None = None
+    options: StartOptions | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,6 +98,7 @@ class ClaimedRun:
     started_at: datetime
     base_seq: int
     seq_floor: int
+    queue: str | None = None
 
 
 def claimed(agent_name: str, record: asyncpg.Record) -> ClaimedRun:
@@ -115,6 +119,7 @@ def claimed(agent_name: str, record: asyncpg.Record) -> ClaimedRun:
         started_at=record["started_at"],
         base_seq=record["base_seq"],
         seq_floor=record["seq_floor"],
+        queue=record["queue_name"],
     )
 
 

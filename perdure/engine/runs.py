@@ -10,16 +10,18 @@ import asyncpg
 from nats.aio.client import Client
 
 from perdure import subjects
+from perdure.engine import queues
+from perdure.engine.accepting import insert_starts
 from perdure.engine.codec import decode, encode, short_hash
 from perdure.engine.events import end_data, ended_payload, publish_nowait, render
 from perdure.engine.rows import TERMINAL, Move, Start
+from perdure.engine.start_options import StartOptions
 from perdure.errors import Conflict, InvalidRequest, NotFound
 from perdure.store.postgres import Connection, Pool
 from perdure.store.queries import load_queries
 
 _SQL = load_queries("runs.sql")
 _ENGINE = load_queries("engine.sql")
-ACCEPT = _SQL["accept"]
 
 STATUSES = frozenset(
     {"pending", "running", "waiting", "paused", "blocked", "needs_review", "completed", "failed", "cancelled", "dead"}
@@ -34,26 +36,13 @@ def new_start(
     workflow: str = "run",
     session_id: str | None = None,
     parent: tuple[str, str] | None = None,
+    options: StartOptions | None = None,
 ) -> Start:
     """A run to be accepted. Raises `TypeError` when `task` cannot travel as JSON."""
     text = encode(task, what="task")
     fingerprint = short_hash(agent, workflow, session_id or "", text)
     parent_run, parent_path = parent or (None, None)
-    return Start(run_id, agent, workflow, session_id, text, fingerprint, parent_run, parent_path)
-
-
-def accept_arguments(starts: Sequence[Start]) -> tuple[list[Any], ...]:
-    """The columns that the `accept` query takes."""
-    return (
-        [start.run_id for start in starts],
-        [start.agent_name for start in starts],
-        [start.workflow for start in starts],
-        [start.session_id for start in starts],
-        [start.task for start in starts],
-        [start.task_hash for start in starts],
-        [start.parent_run_id for start in starts],
-        [start.parent_path for start in starts],
-    )
+    return Start(run_id, agent, workflow, session_id, text, fingerprint, parent_run, parent_path, options)
 
 
 async def accept(pool: Pool, starts: Sequence[Start]) -> dict[str, str]:
@@ -63,13 +52,14 @@ async def accept(pool: Pool, starts: Sequence[Start]) -> dict[str, str]:
     """
     sessions = [f"{start.agent_name}/{start.session_id}" for start in starts if start.session_id]
     async with pool.acquire() as connection:
-        if sessions:
+        if sessions or any(start.options for start in starts):
             async with connection.transaction():
-                await connection.execute(_SQL["lock_sessions"], sessions)
-                created = await connection.fetch(ACCEPT, *accept_arguments(starts))
+                if sessions:
+                    await connection.execute(_SQL["lock_sessions"], sessions)
+                created = await insert_starts(connection, starts)
         else:
-            created = await connection.fetch(ACCEPT, *accept_arguments(starts))
-        statuses = {record["run_id"]: "accepted" for record in created}
+            created = await insert_starts(connection, starts)
+        statuses = dict.fromkeys(created, "accepted")
         if len(statuses) == len(starts):
             return statuses
         hashes = {start.run_id: start.task_hash for start in starts}
@@ -101,7 +91,10 @@ async def get(pool: Pool, run_id: str, *, steps: bool = True, limit: int = 1000,
         "workflow": record["workflow"],
         "version": record["version"] or None,
         "source_hash": record["source_hash"],
-        "reason": await _why_pending(pool, record) if record["status"] == "pending" else None,
+        "reason": await _why_pending(pool, record),
+        "queue": record["queue_name"],
+        "priority": record["priority"],
+        "fair_key": record["fair_key"] or None,
         "session_id": record["session_id"],
         "parent_run_id": record["parent_run_id"],
         "origin_run_id": record["origin_run_id"],
@@ -124,7 +117,11 @@ async def get(pool: Pool, run_id: str, *, steps: bool = True, limit: int = 1000,
 
 
 async def _why_pending(pool: Pool, run: asyncpg.Record) -> dict[str, str] | None:
-    """What a pending run waits for, if no process can take it now."""
+    """What a run waits for that has not begun, or cannot go on: a time, a process, its turn, a place in its queue."""
+    if run["status"] == "waiting" and run["started_at"] is None and run["wake_at"] is not None:
+        return {"code": "waiting_for_time", "message": f"it begins at {run['wake_at'].isoformat()}"}
+    if run["status"] != "pending":
+        return None
     found = await pool.fetchrow(_SQL["why_pending"], run["run_id"])
     agent, workflow, version = run["agent_name"], run["workflow"], run["version"]
     if found is None:
@@ -140,7 +137,7 @@ async def _why_pending(pool: Pool, run: asyncpg.Record) -> dict[str, str] | None
         return {"code": "waiting_for_version", "message": said}
     if found["behind"]:
         return {"code": "waiting_for_turn", "message": f"an earlier run of session {run['session_id']!r} is not over"}
-    return None
+    return await queues.why_queued(pool, run["queue_name"]) if run["queue_name"] is not None else None
 
 
 def _time(moment: Any) -> str | None:
@@ -172,6 +169,7 @@ async def list_runs(
     statuses: Sequence[str] | None = None,
     session_id: str | None = None,
     parent_run_id: str | None = None,
+    queue: str | None = None,
     before: int | None = None,
     limit: int = 50,
 ) -> tuple[list[dict[str, Any]], int | None]:
@@ -179,8 +177,10 @@ async def list_runs(
     if unknown := set(statuses or ()) - STATUSES:
         raise InvalidRequest(f"status: unknown {sorted(unknown)}; known are {sorted(STATUSES)}")
     records = await pool.fetch(
-        _SQL["list"], agent, list(statuses) if statuses else None, session_id, parent_run_id, before, limit + 1
+        _SQL["list"], agent, list(statuses) if statuses else None, session_id, parent_run_id, before, limit + 1, queue
     )
+    names = {record["queue_name"] for record in records if record["status"] == "pending"}
+    reasons = {name: await queues.why_queued(pool, name) for name in names if name is not None}
     rows = [
         {
             "run_id": r["run_id"],
@@ -189,6 +189,9 @@ async def list_runs(
             "session_id": r["session_id"],
             "parent_run_id": r["parent_run_id"],
             "status": r["status"],
+            "queue": r["queue_name"],
+            "priority": r["priority"],
+            "reason": reasons.get(r["queue_name"]) if r["status"] == "pending" else None,
             "attempts": r["attempts"],
             "error": decode(r["error"]),
             "created_at": _time(r["created_at"]),

@@ -101,7 +101,7 @@ class Worker:
             take=self._take,
             expires=settings.lease_seconds / 2,
         )
-        self._nudges: Subscription | None = None
+        self._nudges: list[Subscription] = []
         self._draining = False
         self._tasks: set[asyncio.Task[Any]] = set()
         self._background: set[asyncio.Task[Any]] = set()
@@ -117,7 +117,8 @@ class Worker:
         """Register the process and begin to take runs."""
         await self._liveness.start()
         await self.keep_snapshot(self._config.newest())
-        self._nudges = await self.nats.subscribe(subjects.process_nudge(f"{self._liveness.token}.*"), cb=self._nudged)
+        for subject in (subjects.process_nudge, subjects.process_offer):
+            self._nudges.append(await self.nats.subscribe(subject(f"{self._liveness.token}.*"), cb=self._nudged))
         loops: Sequence[Callable[[], Any]] = (self.journal.run, self._claims.run, self._mailbox.run, self._consumer.run)
         for loop in loops:
             self._tasks.add(asyncio.create_task(self._guard(loop), name=f"worker {loop.__qualname__}"))
@@ -146,8 +147,9 @@ class Worker:
         held = list(self.executions.values())
         if held:
             await self._release(held)
-        if self._nudges is not None and self.nats.is_connected:
-            await self._nudges.unsubscribe()
+        for nudges in self._nudges:
+            if self.nats.is_connected:
+                await nudges.unsubscribe()
         for task in [*self._tasks, *self._background]:
             task.cancel()
         await asyncio.gather(*self._tasks, *self._background, return_exceptions=True)
@@ -198,10 +200,15 @@ class Worker:
 
     # -- runs come in -------------------------------------------------------------------------------------------------
 
-    def _room(self) -> int:
+    @property
+    def slots(self) -> int:
+        """How many runs this process could take now, those that wake-ups wait for not counted."""
         if self._draining or not self._liveness.leased:
             return 0
-        return min(self.settings.run_slots - len(self.executions) - self._claims.waiting, 256)
+        return min(self.settings.run_slots - len(self.executions), 256)
+
+    def _room(self) -> int:
+        return min(self.slots, self.settings.run_slots - len(self.executions) - self._claims.waiting)
 
     def _take(self, message: Msg) -> None:
         run_id = message.data.decode("ascii", "replace")
@@ -316,6 +323,8 @@ class Worker:
                     self.wake(entry.start.run_id, entry.start.agent_name)
             if entry.move is not None:
                 self.events.moved(execution, entry.move)
+                if execution.run.queue is not None:
+                    self._place_is_free(execution.run.queue)
                 if entry.woken or entry.move.status == "pending":
                     self.wake(execution.run_id, self.agent_name)
                 elif entry.move.end_seq is not None:
@@ -343,6 +352,11 @@ class Worker:
         """Send a wake-up; a lost one is repeated by the sweeper."""
         self.events.publish(subjects.work(agent), run_id.encode())
 
+    def _place_is_free(self, queue: str) -> None:
+        """A run of `queue` runs no longer here: the next may, here or, as the scheduler finds out, elsewhere."""
+        self._claims.look(queue)
+        self.events.publish(subjects.QUEUE_LOOK, queue.encode())
+
     def _soon(self, coroutine: Any) -> None:
         task = self.loop.create_task(coroutine)
         self._background.add(task)
@@ -357,7 +371,10 @@ class Worker:
     # -- nudges -------------------------------------------------------------------------------------------------------
 
     async def _nudged(self, message: Msg) -> None:
-        """Somebody changed something about a run that this process holds: look."""
-        execution = self.executions.get(message.data.decode("ascii", "replace"))
+        """Somebody changed something about a run that this process holds, or has a place for: look."""
+        run_id = message.data.decode("ascii", "replace")
+        execution = self.executions.get(run_id)
         if execution is not None:
             self._mailbox.look(execution)
+        elif message.subject.endswith(".offer") and subjects.RUN_ID.fullmatch(run_id):
+            self._claims.add(run_id, None)

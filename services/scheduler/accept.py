@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from datetime import datetime
 from typing import Any
 from uuid import uuid4
 
@@ -13,7 +14,10 @@ from nats.aio.client import Client
 
 from perdure.bus.service import Request
 from perdure.engine import runs
+from perdure.engine.accepting import accept_keyed
+from perdure.engine.clock import Clock, SystemClock
 from perdure.engine.rows import Start
+from perdure.engine.start_options import DEBOUNCE_ROUNDS, StartOptions
 from perdure.errors import ApiError, Conflict, TooLarge, Unavailable
 from perdure.messages import RunStart, parse
 from perdure.settings import Settings
@@ -24,6 +28,8 @@ log = structlog.get_logger(__name__)
 
 PATIENCE = 5.0  # seconds that an accept waits for Postgres before the caller is told
 LINE = 20_000
+KEYED = 4  # starts with a key that are decided at a time, each in a transaction of its own
+NO_ANSWER = "Postgres does not answer; nothing is known to be accepted. Ask again with the same run_id"
 
 
 @dataclass(slots=True, eq=False)
@@ -36,11 +42,13 @@ class _Waiting:
 class Acceptor:
     """Makes runs of requests. An accepted run is a committed row; the wake-up after it may be lost."""
 
-    def __init__(self, pool: Pool, nats: Client, settings: Settings) -> None:
+    def __init__(self, pool: Pool, nats: Client, settings: Settings, clock: Clock | None = None) -> None:
         self._pool = pool
         self._nats = nats
         self._settings = settings
+        self._clock: Clock = clock or SystemClock()
         self._line: list[_Waiting] = []
+        self._keyed = asyncio.Semaphore(KEYED)
         self._wake = asyncio.Event()
 
     async def start(self, request: Request) -> dict[str, Any]:
@@ -60,11 +68,21 @@ class Acceptor:
                 f"the request has {size} bytes; the limit is {self._settings.max_payload} (PERDURE_MAX_PAYLOAD)"
             )
         return runs.new_start(
-            said.run_id or uuid4().hex, agent, said.task, workflow=said.workflow, session_id=said.session_id
+            said.run_id or uuid4().hex,
+            agent,
+            said.task,
+            workflow=said.workflow,
+            session_id=said.session_id,
+            options=options_of(said, self._clock.now()),
         )
 
     async def accept(self, start: Start) -> str:
-        """Commit a run; its status. Raises `Conflict`, or `Unavailable` when Postgres does not answer in time."""
+        """Commit a run; its status. Raises `Conflict`, or `Unavailable` when Postgres does not answer in time.
+
+        A start with a key may be another run: `start.run_id` says which, once this is back.
+        """
+        if start.options is not None and start.options.keyed:
+            return await self._accept_keyed(start)
         if len(self._line) >= LINE:
             raise Unavailable(f"{LINE} runs wait to be accepted; ask again in a moment")
         waiting = _Waiting(start, asyncio.get_running_loop().create_future())
@@ -73,6 +91,21 @@ class Acceptor:
         status = await waiting.answer
         if status == "conflict":
             raise Conflict(f"there is a run {start.run_id!r} with another task, agent or session", run_id=start.run_id)
+        return status
+
+    async def _accept_keyed(self, start: Start) -> str:
+        async with self._keyed:
+            for patience in (0.1, 0.5, 2.0, None):
+                try:
+                    status = await accept_keyed(self._pool, start, self._clock.now())
+                    break
+                except CONNECTION_ERRORS as error:
+                    log.warning("accept failed", action="accept.retry", runs=1, error=type(error).__name__)
+                    if patience is None:
+                        raise Unavailable(NO_ANSWER, run_id=start.run_id) from error
+                    await asyncio.sleep(patience)
+        if status == "pending":
+            runs.wake(self._nats, start.run_id, start.agent_name)
         return status
 
     async def run(self) -> None:
@@ -118,8 +151,7 @@ class Acceptor:
             if waiting.answer.done():
                 continue
             if now - waiting.since > PATIENCE:
-                said = "Postgres does not answer; nothing is known to be accepted. Ask again with the same run_id"
-                waiting.answer.set_exception(Unavailable(said, run_id=waiting.start.run_id))
+                waiting.answer.set_exception(Unavailable(NO_ANSWER, run_id=waiting.start.run_id))
             else:
                 self._line.append(waiting)
         await asyncio.sleep(0.1)
@@ -143,3 +175,19 @@ class Acceptor:
         if not waiting.answer.done():
             refused = error if isinstance(error, ApiError) else Unavailable("the run could not be stored; see the log")
             waiting.answer.set_exception(refused)
+
+
+def options_of(said: RunStart, now: datetime) -> StartOptions | None:
+    """What a request says beside its task, None when it says nothing."""
+    options = StartOptions(
+        queue=said.queue,
+        priority=said.priority,
+        fair_key=said.fair_key,
+        begin_at=said.begins(now),
+        dedup_key=said.dedup_key,
+        dedup_window=said.dedup_window,
+        debounce_key=said.debounce_key,
+        debounce=said.debounce or 0.0,
+        debounce_max=said.debounce_max or (said.debounce or 0.0) * DEBOUNCE_ROUNDS,
+    )
+    return None if options == StartOptions() else options

@@ -46,10 +46,13 @@ class Asks:
         """`run.ask.<agent>`. Raises `RunFailed` when the run ends without an output."""
         said = parse(RunAsk, request.data)
         start = self._acceptor.of(request.agent, said, len(request.data))
+        if start.options is not None and start.options.keyed:
+            await self._acceptor.accept(start)  # it may be another run, and that may have ended
         answer: asyncio.Future[dict[str, Any]] = asyncio.get_running_loop().create_future()
         self._waiting[start.run_id].append(answer)
         try:
-            status = await self._acceptor.accept(start)
+            keyed = start.options is not None and start.options.keyed
+            status = "known" if keyed else await self._acceptor.accept(start)
             if status != "accepted":
                 await self._look([start.run_id])
             async with asyncio.timeout(said.timeout):

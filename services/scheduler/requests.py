@@ -84,6 +84,7 @@ class RunRequests:
             statuses=None if said.status is None else [said.status],
             session_id=said.session_id,
             parent_run_id=said.parent_run_id,
+            queue=said.queue,
             before=before,
             limit=said.limit,
         )

@@ -14,6 +14,7 @@ from perdure.engine.clock import Clock, SystemClock
 from perdure.settings import Settings
 from services.scheduler.accept import Acceptor
 from services.scheduler.ask import Asks
+from services.scheduler.queues import Queues
 from services.scheduler.reaper import Reaper
 from services.scheduler.requests import RunRequests
 from services.scheduler.sessions import SessionRequests
@@ -36,19 +37,22 @@ class Scheduler(Service):
     async def on_start(self) -> None:
         """Streams, endpoints, loops."""
         await ensure_streams(self.nats.jetstream())
-        acceptor = Acceptor(self.pool, self.nats, self.settings)
+        acceptor = Acceptor(self.pool, self.nats, self.settings, self._clock)
         asks = Asks(self.nats, self.pool, acceptor)
         requests = RunRequests(self.pool, self.nats, self.settings)
         self._sweeper = Sweeper(self.pool, self.nats, self.settings, self._clock)
         reaper = Reaper(self.pool, self.nats, self.settings)
         self._intake = TaskIntake(self.nats, acceptor)
+        queues = Queues(self.pool, self.nats, self._clock)
         self.spawn(acceptor.run, name="accept")
         self.spawn(asks.run, name="asks")
         self.spawn(self._sweeper.run_timers, name="timers")
         self.spawn(self._sweeper.run_outbox, name="outbox")
         self.spawn(reaper.run, name="reaper")
+        self.spawn(queues.run, name="queues")
         self.spawn(self._intake.run, name="tasks")
         await asks.open()
+        await queues.open()
         queue = subjects.QUEUE_SCHEDULER
         await self.endpoint("start", f"{subjects.RUN_START}.*", acceptor.start, queue=queue, concurrency=4096)
         await self.endpoint("ask", f"{subjects.RUN_ASK}.*", asks.ask, queue=queue, concurrency=16_384)
@@ -56,6 +60,7 @@ class Scheduler(Service):
             await self.endpoint(name, f"run.{name}", handler, queue=queue)
         for name, handler in SessionRequests(self.pool).handlers().items():
             await self.endpoint(f"session-{name}", f"session.{name}", handler, queue=queue)
+        await self.endpoint("queues", subjects.QUEUE_LIST, queues.list, queue=queue)
 
     async def on_reconnect(self) -> None:
         """NATS was away, and its streams may be gone; what was pending is dispatched again."""

@@ -9,7 +9,7 @@ from datetime import UTC, datetime, timedelta
 import structlog
 from nats.aio.client import Client
 
-from perdure.engine import control, runs
+from perdure.engine import control, queues, runs
 from perdure.engine.clock import Clock
 from perdure.settings import Settings
 from perdure.store.postgres import Pool
@@ -49,6 +49,8 @@ class Sweeper:
     async def wake_due(self) -> int:
         """Wake up to 1,000 due runs; how many there were."""
         records = await self._pool.fetch(_SQL["due_timers"], self._clock.now(), BATCH)
+        if unplaced := [record["run_id"] for record in records if record["unplaced"]]:
+            await queues.place(self._pool, unplaced, own=False)
         for record in records:
             runs.wake(self._nats, record["run_id"], record["agent_name"])
         return len(records)

@@ -122,8 +122,10 @@ FROM target
 
 -- name: restart
 -- A new run with another's task; both stay.
-INSERT INTO runs (run_id, agent_name, workflow, session_id, task, task_hash, origin_run_id, origin_kind)
-SELECT $2, agent_name, workflow, session_id, task, task_hash, run_id, 'restart' FROM runs WHERE run_id = $1
+INSERT INTO runs (run_id, agent_name, workflow, session_id, task, task_hash, origin_run_id, origin_kind, queue_name,
+                  priority, fair_key)
+SELECT $2, agent_name, workflow, session_id, task, task_hash, run_id, 'restart', queue_name, priority, fair_key
+FROM runs WHERE run_id = $1
 ON CONFLICT (run_id) DO NOTHING
 RETURNING run_id, agent_name
 
@@ -134,9 +136,9 @@ WITH source AS (
   SELECT * FROM runs WHERE run_id = $1
 ), made AS (
   INSERT INTO runs (run_id, agent_name, workflow, version, session_id, task, task_hash, config_revision, config_hash,
-                    epoch, base_seq, started_at, origin_run_id, origin_kind)
+                    epoch, base_seq, started_at, origin_run_id, origin_kind, queue_name, priority, fair_key)
   SELECT $2, agent_name, workflow, version, session_id, task, task_hash, config_revision, config_hash, 1, base_seq,
-         started_at, run_id, 'fork'
+         started_at, run_id, 'fork', queue_name, priority, fair_key
   FROM source
   ON CONFLICT (run_id) DO NOTHING
   RETURNING run_id, agent_name, base_seq

@@ -37,6 +37,7 @@ UPDATE processes SET state = 'gone' WHERE process_id = $1
 -- Raises the epoch: from this commit on no earlier holder's row is accepted. Attempts count the claims since the last
 -- journal row (`requeue_lost` and `release` set them back); a claim of a draining or lost process finds nothing.
 -- The first claim of a life gives the run its version: the newest that the process offers of its workflow.
+-- Runs of a queue are not for this claim (see queues.sql), nor is any of an agent whose own queue has limits.
 WITH holder AS (
   SELECT process_id FROM processes WHERE process_id = $1 AND state = 'live' AND lease_until > clock_timestamp()
 ), offer AS (
@@ -45,7 +46,10 @@ WITH holder AS (
   SELECT r.run_id, offer.version, offer.source_hash
   FROM runs AS r JOIN offer
     ON offer.workflow = r.workflow AND (offer.version = r.version OR (r.version IS NULL AND offer.newest)), holder
-  WHERE r.run_id = ANY($2::text[]) AND r.agent_name = $3 AND r.status = 'pending'
+  WHERE r.run_id = ANY($2::text[]) AND r.agent_name = $3 AND r.status = 'pending' AND r.queue_name IS NULL
+    AND NOT EXISTS (
+      SELECT 1 FROM queues AS q
+      WHERE q.queue_name IN ($3, '*') AND num_nonnulls(q.concurrency, q.process_concurrency, q.rate_limit) > 0)
     AND (r.session_id IS NULL OR NOT EXISTS (
       SELECT 1 FROM runs AS earlier
       WHERE earlier.agent_name = r.agent_name AND earlier.session_id = r.session_id
@@ -61,7 +65,7 @@ UPDATE runs SET
 FROM wanted WHERE runs.run_id = wanted.run_id
 RETURNING runs.run_id, runs.epoch, runs.workflow, runs.version, runs.session_id, runs.parent_run_id, runs.parent_path,
           runs.task, runs.attempts, runs.config_revision, runs.config_hash, runs.cancel_reason, runs.started_at,
-          runs.base_seq, runs.seq_floor
+          runs.base_seq, runs.seq_floor, runs.queue_name
 
 -- name: offered_elsewhere
 -- Of the runs that a claim did not take: those whose version another process runs, and this one ($2) does not.
@@ -149,6 +153,7 @@ WITH input AS (
     dispatched_at = CASE WHEN m.status = 'pending' THEN now() ELSE runs.dispatched_at END,
     process_id = CASE WHEN m.status IN ('pending', 'waiting', 'paused') THEN NULL ELSE runs.process_id END,
     started_at = CASE WHEN m.task IS NULL THEN runs.started_at END,
+    fair_rank = CASE WHEN m.task IS NULL THEN runs.fair_rank ELSE 0 END,
     finished_at = CASE WHEN m.status IN ('completed', 'failed', 'cancelled', 'dead') THEN now() END
   FROM input AS m JOIN held USING (run_id, epoch)
   WHERE runs.run_id = m.run_id
@@ -305,7 +310,7 @@ FROM (
   ORDER BY r.wake_at LIMIT $2 FOR NO KEY UPDATE SKIP LOCKED
 ) AS due
 WHERE runs.run_id = due.run_id AND runs.status = 'waiting'
-RETURNING runs.run_id, runs.agent_name
+RETURNING runs.run_id, runs.agent_name, runs.queue_name IS NOT NULL AND runs.started_at IS NULL AS unplaced
 
 -- name: next_timer
 SELECT min(wake_at) AS wake_at FROM runs WHERE status = 'waiting' AND wake_at IS NOT NULL
@@ -313,11 +318,12 @@ SELECT min(wake_at) AS wake_at FROM runs WHERE status = 'waiting' AND wake_at IS
 -- name: stale_pending
 -- The work outbox: a pending run whose wake-up may have been lost is dispatched again, each time after twice as long (a
 -- minute at most), so that the runs of an agent that is down do not fill the stream. A run that stands behind an earlier
--- turn of its session is left alone.
+-- turn of its session is left alone, and so is one of a queue: its queue wakes it (block `look`).
 UPDATE runs SET dispatched_at = clock_timestamp(), dispatches = LEAST(runs.dispatches + 1, 30)
 FROM (
   SELECT r.run_id FROM runs AS r
-  WHERE r.status = 'pending' AND r.dispatched_at <= clock_timestamp() - $1 * interval '1 second'
+  WHERE r.status = 'pending' AND r.queue_name IS NULL
+    AND r.dispatched_at <= clock_timestamp() - $1 * interval '1 second'
     AND r.dispatched_at <= clock_timestamp()
         - LEAST($1 * power(2, r.dispatches), GREATEST($1, 60.0)) * interval '1 second'
     AND (r.session_id IS NULL OR NOT EXISTS (

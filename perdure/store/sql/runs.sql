@@ -18,7 +18,8 @@ SELECT run_id, task_hash, status FROM runs WHERE run_id = ANY($1::text[])
 
 -- name: get
 SELECT run_id, agent_name, workflow, version, source_hash, session_id, parent_run_id, origin_run_id,
-       origin_kind, task, status, epoch, process_id, attempts, wake_at, waiting_signals, waiting_children, cancel_reason, output, error,
+       origin_kind, task, status, epoch, process_id, attempts, queue_name, priority, fair_key, wake_at, waiting_signals,
+       waiting_children, cancel_reason, output, error,
        config_revision, end_seq, created_at, started_at, finished_at
 FROM runs WHERE run_id = $1
 
@@ -56,7 +57,7 @@ SELECT seq, path, kind, name, hash, outcome, result, error, attempt, due_at, sig
 FROM journal WHERE run_id = $1 AND seq > $2 ORDER BY seq LIMIT $3
 
 -- name: list
-SELECT turn, run_id, agent_name, workflow, session_id, parent_run_id, status, attempts, error, created_at, started_at,
+SELECT turn, run_id, agent_name, workflow, session_id, parent_run_id, status, queue_name, priority, attempts, error, created_at, started_at,
        finished_at
 FROM runs
 WHERE ($1::text IS NULL OR agent_name = $1)
@@ -64,6 +65,7 @@ WHERE ($1::text IS NULL OR agent_name = $1)
   AND ($3::text IS NULL OR session_id = $3)
   AND ($4::text IS NULL OR parent_run_id = $4)
   AND ($5::bigint IS NULL OR turn < $5)
+  AND ($7::text IS NULL OR queue_name = $7)
 ORDER BY turn DESC
 LIMIT $6
 

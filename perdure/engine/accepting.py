@@ -1,0 +1,94 @@
+"""The statements that make rows of starts: those that say only a task, and those with options."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import datetime, timedelta
+from typing import Any
+
+from perdure.engine.rows import Start
+from perdure.engine.start_options import StartOptions
+from perdure.errors import Conflict
+from perdure.store.postgres import Pool, PooledConnection
+from perdure.store.queries import load_queries
+
+_RUNS = load_queries("runs.sql")
+_SQL = load_queries("queues.sql")
+_PLAIN = StartOptions()
+
+
+async def insert_starts(connection: PooledConnection, starts: Sequence[Start]) -> set[str]:
+    """Insert runs, each once; the ids of those that are new. With options among them, call it in a transaction."""
+    plain = [start for start in starts if start.options is None]
+    made: set[str] = set()
+    if plain:
+        made = {record["run_id"] for record in await connection.fetch(_RUNS["accept"], *_columns(plain))}
+    if len(plain) < len(starts):
+        placed = [start for start in starts if start.options is not None]
+        records = await connection.fetch(_SQL["accept_queued"], *_columns(placed), *_places(placed))
+        made |= {record["run_id"] for record in records}
+    return made
+
+
+async def accept_keyed(pool: Pool, start: Start, now: datetime) -> str:
+    """Accept a start with a key: the run's status; `start.run_id` is then the run that it has come to be.
+
+    A key of deduplication leads to the run that holds it; one of debouncing gives its task to the run that waits. Keys
+    are an agent's and a workflow's own. Raises `Conflict` when the run id is that of another task.
+    """
+    options = start.options or _PLAIN
+    async with pool.acquire() as connection, connection.transaction():
+        if start.session_id is not None:
+            await connection.execute(_RUNS["lock_sessions"], [f"{start.agent_name}/{start.session_id}"])
+        if options.dedup_key is not None:
+            key = (start.agent_name, f"{start.workflow}\n{options.dedup_key}")
+            until = None if options.dedup_window is None else now + timedelta(seconds=options.dedup_window)
+            await connection.execute(_SQL["lock_key"], key[0], "dedup", key[1], start.run_id, until, now)
+            await connection.execute(_SQL["take_dedup_key"], *key, start.run_id, until, now)
+            holder = await connection.fetchval(_SQL["holder"], *key)
+            if holder != start.run_id:
+                start.run_id = holder
+                return "accepted"
+        else:
+            key = (start.agent_name, f"{start.workflow}\n{options.debounce_key}")
+            begin_at = now + timedelta(seconds=options.debounce)
+            last = now + timedelta(seconds=options.debounce_max)
+            await connection.execute(_SQL["lock_key"], key[0], "debounce", key[1], start.run_id, last, now)
+            holder = await connection.fetchval(_SQL["debounce"], *key, start.task, start.task_hash, begin_at)
+            if holder is not None:
+                start.run_id = holder
+                return "accepted"
+            await connection.execute(_SQL["hold_debounce_key"], *key, start.run_id, last)
+            start.options = options.at(min(begin_at, last))
+        if not await insert_starts(connection, [start]):
+            [there] = await connection.fetch(_RUNS["accepted_before"], [start.run_id])
+            if there["task_hash"] != start.task_hash:
+                raise Conflict(
+                    f"there is a run {start.run_id!r} with another task, agent or session", run_id=start.run_id
+                )
+            return str(there["status"])
+    return "waiting" if start.options is not None and start.options.begin_at is not None else "pending"
+
+
+def _columns(starts: Sequence[Start]) -> tuple[list[Any], ...]:
+    return (
+        [start.run_id for start in starts],
+        [start.agent_name for start in starts],
+        [start.workflow for start in starts],
+        [start.session_id for start in starts],
+        [start.task for start in starts],
+        [start.task_hash for start in starts],
+        [start.parent_run_id for start in starts],
+        [start.parent_path for start in starts],
+    )
+
+
+def _places(starts: Sequence[Start]) -> tuple[list[Any], ...]:
+    options = [start.options or _PLAIN for start in starts]
+    queues = [each.queue_of(start.agent_name) for start, each in zip(starts, options, strict=True)]
+    return (
+        queues,
+        [each.priority for each in options],
+        [None if queue is None else each.fair_key or "" for queue, each in zip(queues, options, strict=True)],
+        [each.begin_at for each in options],
+    )
