@@ -43,7 +43,8 @@ class RedisSource:
         self, redis: Redis, pool: Pool, names: RedisNames, *, leads: Callable[[], bool], interval: float = POLL
     ) -> None:
         self.patience = PATIENCE
-        self.connected = asyncio.Event()  # events are heard, or polling has to do
+        self.connected = asyncio.Event()  # there is a connection for events
+        self.looks = 0
         self._redis: Any = redis
         self._pool = pool
         self._names = names
@@ -66,7 +67,6 @@ class RedisSource:
         while True:
             try:
                 async with self._redis.pubsub() as pubsub:
-                    await self._switch_on()
                     database = self._redis.connection_pool.connection_kwargs.get("db") or 0
                     await pubsub.psubscribe(f"__keyspace@{database}__:{self._names.pattern}")
                     while True:
@@ -86,7 +86,6 @@ class RedisSource:
 
     async def _told(self, message: dict[str, Any]) -> None:
         if message["type"] == "psubscribe":  # also after a reconnect that redis-py did by itself
-            await self._switch_on()
             self._all = True
             self._trouble.pop("listen", None)
             self.connected.set()
@@ -175,6 +174,7 @@ class RedisSource:
     async def _look_and_complain(self) -> None:
         everything, self._all = self._all, False
         heard, self._heard = self._heard, set()
+        self.looks += 1
         try:
             if everything:
                 await self.look_at_all()
@@ -202,7 +202,7 @@ class RedisSource:
 
     async def look_at_all(self) -> None:
         """Make all keys agree: those of Redis, those of the table, and those that Redis is known to have had."""
-        await self._switch_on()
+        await self._switch_on()  # first: what is set later is heard
         known = {Name(row["agent_name"], row["config_key"]) for row in await self._pool.fetch(SQL["known_names"])}
         names = {name for name in known if self._names.key_of(name) is not None}
         for read in map(self._read, await self._values.keys()):

@@ -25,7 +25,8 @@ def store(request, pool, redis):
 
 
 @pytest.fixture
-async def running(settings, store):
+async def running(settings, store, monkeypatch):
+    monkeypatch.setattr("config_manager.service.POLL", 3600.0)
     async with manager(settings.model_copy(update={**SLOW, "config_store": store.name})) as service:
         if service.source is not None:
             await eventually(service.source.connected.is_set)

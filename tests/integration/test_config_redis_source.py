@@ -8,6 +8,7 @@ from contextlib import asynccontextmanager
 
 import pytest
 
+from config_manager.redis_names import Name
 from perdure.config.keys import DurableAgentSettings
 from perdure.config.schema import schema_of
 from tests.config_support import PUT, ask, following, manager, messages
@@ -17,8 +18,9 @@ SECRET = "sk-live-4Yq9ZkP2"
 
 
 @pytest.fixture
-def mode(settings):
+def mode(settings, monkeypatch):
     """Nothing is found by polling, unless a test says so."""
+    monkeypatch.setattr("config_manager.service.POLL", 3600.0)
     return settings.model_copy(update={"config_store": "redis", "config_poll_interval": 3600.0})
 
 
@@ -204,6 +206,18 @@ async def test_where_events_may_not_be_switched_on_it_is_said_and_polled(mode, n
         assert "polled" in finding["text"]
 
 
+async def test_a_deletion_that_was_heard_outlives_whoever_heard_it(mode, nc, redis) -> None:
+    async with source(mode) as first:
+        await redis.set("config:assistant:a", "1")
+        await agreed(first, 1)
+        first.source.look = first.source.look_at_all = lambda *_names: asyncio.sleep(3600)
+        await redis.delete("config:assistant:a")
+        await eventually(lambda: redis.hgetall("perdure:config:deleted:config:"))
+    async with source(mode):
+        await reads(nc, {})
+    assert await redis.get("config:assistant:a") is None
+
+
 # -- what is not taken -----------------------------------------------------------------------------------------------
 async def test_a_plain_secret_stands_nowhere_after_it_was_set(mode, nc, redis, pool, capfd) -> None:
     heard = await messages(nc, "config.>")
@@ -309,6 +323,84 @@ async def test_when_both_have_changed_redis_wins_and_history_has_both(mode, nc, 
         assert [row["new_value"] for row in values] == ["1", "by SQL", "of Redis"]
 
 
+async def test_a_value_that_is_set_while_another_one_is_on_its_way_to_redis_stays(mode, nc, redis, pool) -> None:
+    async with source(mode) as running:
+        values = running.source.mirror._values
+        replace = values.replace
+
+        async def late(name, seen, value):
+            values.replace = replace
+            await redis.set("config:assistant:k", "set meanwhile")
+            return await replace(name, seen, value)
+
+        values.replace = late
+        await pool.execute(PUT, "assistant", "k", "by SQL")
+        await reads(nc, {"k": "set meanwhile"})
+        await stands(redis, "config:assistant:k", b"set meanwhile")
+
+
+async def test_a_sql_write_right_after_another_one_was_sent_is_no_older_than_it(mode, nc, redis, pool) -> None:
+    async with source(mode) as running:
+        values = running.source.mirror._values
+        replace = values.replace
+
+        async def sent_and_forgotten(name, seen, value):
+            values.replace = replace
+            await replace(name, seen, value)
+            await pool.execute(PUT, "assistant", "k", "newer")
+            raise ConnectionError("the answer was lost")
+
+        values.replace = sent_and_forgotten
+        await pool.execute(PUT, "assistant", "k", "older")
+        await stands(redis, "config:assistant:k", b"newer")
+        await reads(nc, {"k": "newer"})
+
+
+async def test_two_that_look_at_once_write_what_they_saw_in_order(mode, nc, redis, pool) -> None:
+    async with source(mode, instance_id="one") as one, source(mode, instance_id="two") as two:
+        for each in (one, two):  # nobody looks but this test
+            each.source._leads, each.source.patience = (lambda: False), 3600.0
+        name = Name("assistant", "k")
+        values, calls, held, go_on = one.source.mirror._values, [], asyncio.Event(), asyncio.Event()
+        read = values.read
+
+        async def slowly(names):
+            found = await read(names)
+            calls.append(names)
+            if len(calls) == 2:  # the first is a look without the lock
+                held.set()
+                await go_on.wait()
+            return found
+
+        await redis.set("config:assistant:k", "1")
+        values.read = slowly
+        first = asyncio.create_task(one.source.look([name]))
+        await held.wait()
+        await redis.set("config:assistant:k", "2")
+        second = asyncio.create_task(two.source.look([name]))
+
+        async def waits_or_is_done() -> bool:
+            waits = "SELECT true FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = current_database()"
+            return second.done() or await pool.fetchval(waits)
+
+        await eventually(waits_or_is_done)
+        go_on.set()
+        await asyncio.gather(first, second)
+        rows = await pool.fetch("SELECT new_value FROM config_history ORDER BY revision")
+        assert [row["new_value"] for row in rows] == ["1", "2"]
+
+
+async def test_a_set_that_nobody_has_seen_yet_comes_before_a_set_over_nats(mode, nc, redis) -> None:
+    async with source(mode) as running:
+        await ask(nc, "config.set.assistant", {"configurations": {"k": "1"}})
+        running.source._leads, running.source.patience = (lambda: False), 3600.0
+        await redis.set("config:assistant:k", "2")
+        late = await ask(nc, "config.set.assistant", {"configurations": {"k": "3"}, "expected_revision": 1})
+        assert (late["error"]["code"], late["error"]["revision"]) == ("conflict", 2)
+        later = await ask(nc, "config.set.assistant", {"configurations": {"k": "3"}})
+        assert (later["revision"], await redis.get("config:assistant:k")) == (3, b"3")
+
+
 # -- one agent alone -------------------------------------------------------------------------------------------------
 async def test_a_single_agent_has_its_keys_without_a_prefix_and_nothing_else_is_touched(mode, nc, redis, pool) -> None:
     alone = mode.model_copy(update={"config_redis_prefix": "", "config_redis_agent": "assistant"})
@@ -367,7 +459,7 @@ async def test_of_two_managers_one_mirrors_and_another_takes_over_without_a_loss
                 await redis.set("config:assistant:a", str(number))
             await reads(nc, {"a": "19"})
             await eventually(lambda: two.table.layer("assistant") == {"a": "19"})
-            assert (one.source.mirror.wrote > 0, two.source.mirror.wrote) == (True, 0)
+            assert (one.source.mirror.wrote > 0, two.source.looks) == (True, 0)
             two.source.patience = 0.0
             await one.stop()
             await redis.set("config:assistant:a", "20")
@@ -376,6 +468,21 @@ async def test_of_two_managers_one_mirrors_and_another_takes_over_without_a_loss
             await eventually(lambda: two.sync.leading)
             await redis.delete("config:assistant:b")
             await reads(nc, {"a": "20"})
+
+
+async def test_what_was_left_undone_is_found_by_the_next_one_although_it_heard_nothing(mode, nc, redis) -> None:
+    async with source(mode, instance_id="one") as one:
+        await eventually(lambda: one.sync.leading)
+        async with source(mode, instance_id="two") as two:
+
+            async def deaf(_message) -> None:
+                return
+
+            two.source._told = deaf
+            one.source.look = one.source.look_at_all = lambda *_names: asyncio.sleep(3600)
+            await redis.set("config:assistant:a", "1")
+            await one.stop()
+            await reads(nc, {"a": "1"})
 
 
 async def test_a_leader_that_hangs_is_helped(mode, nc, redis) -> None:
