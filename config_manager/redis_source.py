@@ -52,8 +52,10 @@ class RedisSource:
         self.mirror = Mirror(pool, self._values)
         self._leads = leads
         self._interval = interval
+        self._tells = False  # an event has come
         self._deaf = ""  # why Redis tells no events
-        self._trouble: dict[str, str] = {}  # by loop
+        self._trouble = ""  # why the table does not follow
+        self._unheard = ""  # why there is no connection for events
         self._badly_named: dict[str, str] = {}
         self._all = True
         self._heard: set[Name | Batch] = set()
@@ -76,7 +78,13 @@ class RedisSource:
                             await self._told(message)
             except (RedisError, OSError, TimeoutError) as error:
                 self.connected.clear()
-                self._complain("listen", error)
+                if _said(error) != self._unheard:  # once an outage, not once an attempt
+                    self._unheard = _said(error)
+                    log.warning(
+                        "events of Redis are not heard: it is polled",
+                        action="config.redis_unheard",
+                        error=self._unheard,
+                    )
             await asyncio.sleep(wait)
             wait = min(wait * 2, 1.0)
 
@@ -87,12 +95,13 @@ class RedisSource:
     async def _told(self, message: dict[str, Any]) -> None:
         if message["type"] == "psubscribe":  # also after a reconnect that redis-py did by itself
             self._all = True
-            self._trouble.pop("listen", None)
+            self._tells, self._unheard = False, ""
             self.connected.set()
             self._wake.set()
             return
         if message["type"] != "pmessage":
             return
+        self._tells, self._deaf = True, ""  # whatever CONFIG may say, or not be allowed to say
         event, key = _text(message["data"]), _text(message["channel"]).partition(":")[2]
         name = self._read(key)
         if name is None:
@@ -117,6 +126,8 @@ class RedisSource:
             if not on >= set(TELLS):
                 await self._redis.config_set("notify-keyspace-events", "".join(sorted(set(flags) | set(TELLS))))
         except ResponseError as error:
+            if self._tells:
+                return
             if not self._deaf:
                 log.warning(
                     "Redis may not be told to tell its events: it is polled, and a DEL is not heard",
@@ -182,12 +193,13 @@ class RedisSource:
                 await self.look(heard)
         except TROUBLE as error:
             self._all = True
-            self._complain("look", error)
+            self._complain(error)
             await asyncio.sleep(min(self._interval, 0.25))
             self._wake.set()
         else:
-            if self._trouble.pop("look", None):
+            if self._trouble:
                 log.info("configuration follows Redis again", action="config.redis_back")
+            self._trouble = ""
 
     async def look(self, names: Collection[Name | Batch]) -> None:
         """Make some keys agree."""
@@ -227,7 +239,7 @@ class RedisSource:
             with told_as_api_errors():
                 await self.look({name for name in names if self._names.key_of(name) is not None})
         except (RedisError, OSError, TimeoutError) as error:
-            self._complain("look", error)
+            self._complain(error)
             raise Unavailable(
                 f"Redis is the source of configuration and cannot be used right now: {_said(error)}. Nothing was stored"
             ) from error
@@ -237,24 +249,24 @@ class RedisSource:
         except TROUBLE as error:
             self._all = True
             self._wake.set()
-            self._complain("look", error)
+            self._complain(error)
 
     async def check(self) -> Finding:
         """For health: whether Redis answers as the source, and what was not taken."""
         if self._trouble:
-            return "warning", f"configuration does not follow Redis: {'; '.join(self._trouble.values())}"
+            return "warning", f"configuration does not follow Redis: {self._trouble}"
         refused = [f"{where}: {why}" for where, why in {**self._badly_named, **self.mirror.refused}.items()]
         if refused:
             return "warning", f"{len(refused)} value(s) in Redis not taken: {'; '.join(refused[:10])}"
-        if self._deaf:
-            return "warning", f"Redis tells no events, so it is polled: {self._deaf}"
+        if self._deaf or self._unheard:
+            return "warning", f"events of Redis are not heard, so it is polled: {self._deaf or self._unheard}"
         return "ok", "mirroring" if self._leads() else "another one mirrors"
 
-    def _complain(self, where: str, error: BaseException) -> None:
+    def _complain(self, error: BaseException) -> None:
         said = _said(error)
-        if self._trouble.get(where) != said:  # once an outage, not once an attempt
+        if said != self._trouble:  # once an outage, not once an attempt
             log.warning("configuration does not follow Redis", action="config.redis_unavailable", error=said)
-        self._trouble[where] = said
+        self._trouble = said
 
 
 def _text(value: bytes | str) -> str:

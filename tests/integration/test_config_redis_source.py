@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import shlex
 import shutil
 from contextlib import asynccontextmanager
 
@@ -12,6 +13,7 @@ from config_manager.redis_names import Name
 from perdure.config.keys import DurableAgentSettings
 from perdure.config.schema import schema_of
 from tests.config_support import PUT, ask, following, manager, messages
+from tests.docs import ROOT, blocks
 from tests.support import eventually, temporary_folder
 
 SECRET = "sk-live-4Yq9ZkP2"
@@ -194,16 +196,61 @@ async def test_events_are_switched_on_beside_those_that_others_asked_for(mode, r
         assert set("ElK$gxe") <= set(flags)
 
 
-async def test_where_events_may_not_be_switched_on_it_is_said_and_polled(mode, nc, redis) -> None:
+@pytest.mark.parametrize(
+    ("rights", "says"),
+    [
+        (("&*", "+@all", "-config"), "events of Redis are not heard, so it is polled"),
+        (("resetchannels", "+@all"), "events of Redis are not heard, so it is polled"),
+        (("&*", "+@all", "-scan"), "configuration does not follow Redis: this user has no permissions"),
+    ],
+)
+async def test_what_redis_does_not_allow_is_said_and_what_it_allows_goes_on(mode, nc, redis, rights, says) -> None:
+    await redis.execute_command("ACL", "SETUSER", "config", "on", ">pw", "~*", *rights)
+    url = mode.redis_url.replace("redis://", "redis://config:pw@")
+    async with manager(mode.model_copy(update={"redis_url": url, "config_poll_interval": 0.1})) as running:
+
+        async def said() -> bool:
+            finding = (await running.health.report())["checks"]["config_redis"]
+            return finding["status"] == "warning" and says in finding["text"]
+
+        await eventually(said)
+        await redis.set("config:assistant:a", "1")
+        if "-scan" not in rights:
+            await reads(nc, {"a": "1"})
+        reply = await ask(nc, "config.set.assistant", {"configurations": {"a": "2"}})
+        assert (reply["status"], await redis.get("config:assistant:a")) == ("success", b"2")
+
+
+async def test_events_that_somebody_else_switched_on_are_heard_and_nothing_is_complained_of(mode, nc, redis) -> None:
+    await redis.config_set("notify-keyspace-events", "K$gxe")
     await redis.execute_command("ACL", "SETUSER", "config", "on", ">pw", "~*", "&*", "+@all", "-config")
     url = mode.redis_url.replace("redis://", "redis://config:pw@")
-    polling = mode.model_copy(update={"redis_url": url, "config_poll_interval": 0.1})
-    async with source(polling) as running:
+    async with source(mode.model_copy(update={"redis_url": url})) as running:
         await redis.set("config:assistant:a", "1")
         await reads(nc, {"a": "1"})
-        finding = (await running.health.report())["checks"]["config_redis"]
-        assert finding["status"] == "warning"
-        assert "polled" in finding["text"]
+        await running.source.look_at_all()
+        assert (await running.health.report())["checks"]["config_redis"]["status"] == "ok"
+        await redis.delete("config:assistant:a")
+        await reads(nc, {})
+
+
+async def test_the_rights_that_the_page_names_are_enough(mode, nc, redis) -> None:
+    page = ROOT / "docs" / "how-to" / "configure-by-redis.md"
+    script = next(block.text for block in blocks(page) if block.name == "rights")
+    words = shlex.split(script.replace("\\\n", " "))
+    await redis.execute_command(*words[words.index("ACL") :])
+    allowed = mode.redis_url.replace("redis://", "redis://perdure:a%20password@")
+    async with source(mode.model_copy(update={"redis_url": allowed})) as running, following(nc, redis, mode):
+        await redis.set("config:assistant", '{"a": 1, "b": 2}')
+        await reads(nc, {"a": "1", "b": "2"})
+        await redis.delete("config:assistant:a")
+        await reads(nc, {"b": "2"})
+        reply = await ask(nc, "config.set.assistant", {"configurations": {"b": "3"}})
+        assert (reply["status"], await redis.get("config:assistant:b")) == ("success", b"3")
+        await running.source.look_at_all()
+        await running.copy.save()
+        assert (await running.health.report())["checks"]["config_redis"]["status"] == "ok"
+        assert await redis.exists("perdure:config:table")
 
 
 async def test_a_deletion_that_was_heard_outlives_whoever_heard_it(mode, nc, redis) -> None:
@@ -242,6 +289,17 @@ async def test_a_plain_secret_stands_nowhere_after_it_was_set(mode, nc, redis, p
             assert SECRET not in repr(await pool.fetch(f'SELECT * FROM "{table}"')), table
     shown = capfd.readouterr()
     assert SECRET not in shown.out + shown.err + repr(heard) + finding
+
+
+async def test_a_plain_value_of_a_key_that_becomes_secret_leaves_redis_too(mode, nc, redis) -> None:
+    async with source(mode) as running:
+        await redis.mset({"config:mailer:smtp_password": SECRET, "config:mailer:port": "25"})
+        await reads(nc, {"smtp_password": SECRET, "port": "25"}, agent="mailer")
+        await running.source.look_at_all()
+        schema = {"properties": {"smtp_password": {"type": "string", "secret": True}}}
+        await ask(nc, "config.schema.mailer", {"schema": schema})
+        await reads(nc, {"port": "25"}, agent="mailer")
+        await stands(redis, "config:mailer:smtp_password", None)
 
 
 async def test_what_cannot_stand_in_the_table_is_put_back_and_the_rest_applies(mode, nc, redis) -> None:
