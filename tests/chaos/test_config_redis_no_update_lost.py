@@ -25,7 +25,7 @@ from perdure.store.redis import create_redis
 from tests.chaos.test_config_no_update_lost import AGENTS, LAYERS, SEED, Manager, agent
 from tests.support import eventually, temporary_folder
 
-CHANGES = int(os.environ.get("PERDURE_CHAOS_REDIS_CHANGES", "150"))
+CHANGES = int(os.environ.get("PERDURE_CHAOS_REDIS_CHANGES", "100"))
 GONE = (RedisError, OSError, TimeoutError)
 
 
