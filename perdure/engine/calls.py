@@ -12,6 +12,7 @@ from collections.abc import Generator
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
 
+from perdure.engine.points import reach
 from perdure.engine.rows import JournalRow, Snapshot, Start
 from perdure.errors import WorkflowMisuse
 
@@ -207,6 +208,7 @@ class Call(Generic[T]):
         self.task = None
         self.due_at = None
         if not self.done and not self.abandoned and not self.execution.pausing:
+            reach("timer.due", self.execution.run_id, self.name)
             self.on_due()
 
     def on_due(self) -> None:
@@ -229,6 +231,7 @@ class CancelCall(Call[None]):
 
     def go_live(self) -> None:
         """Journal it."""
+        reach("cancel.heard", self.execution.run_id)
         self.write(self.row("ok"))
 
     def on_row(self, row: JournalRow) -> None:  # noqa: ARG002 -- the row says no more than that it is there

@@ -103,6 +103,7 @@ class Claims:
                     self._wake.set()
                     await asyncio.sleep(0.2)
                     break
+                reach("claim.begun")
                 for run_id, messages in batch.items():
                     for message in messages:
                         await (self._worker.pass_on(message) if run_id in others else self._worker.ack(message))

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from perdure.engine.accepting import insert_starts
 from perdure.engine.entries import Entry, Place
+from perdure.engine.points import reach
 from perdure.engine.rows import Start
 from perdure.store.postgres import Pool, PooledConnection
 from perdure.store.queries import load_queries
@@ -22,10 +23,12 @@ async def commit_rows(pool: Pool, entries: Sequence[Entry]) -> set[Place]:
             return await write_rows(connection, entries)
         async with connection.transaction():
             held = await write_rows(connection, entries)
+            reach("commit.rows")
             allowed = [entry for entry in entries if entry.place in held]
             await _keep(connection, allowed)
             await _write_starts(connection, [entry.start for entry in allowed if entry.start is not None])
             await _consume(connection, allowed)
+            reach("commit.written")
         return held
 
 
@@ -40,6 +43,7 @@ async def commit_moves(pool: Pool, entries: Sequence[Entry], *, again: bool) -> 
         if waiting or giving_back:
             async with connection.transaction():
                 done = await _move(connection, entries)
+                reach("move.written")
                 await _give_back(connection, [entry for entry in giving_back if entry.place in done])
                 if waiting:
                     await _recheck(connection, [entry for entry in waiting if entry.place in done])

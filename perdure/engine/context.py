@@ -14,6 +14,7 @@ from perdure import subjects
 from perdure.engine.codec import encode, identity, short_hash
 from perdure.engine.context_parallel import ParallelContext
 from perdure.engine.definition import StepInjected
+from perdure.engine.points import reach
 from perdure.engine.retry import Retry
 from perdure.engine.rows import JournalRow
 from perdure.engine.runs import new_start
@@ -397,6 +398,7 @@ class Context(ParallelContext, StepInjected):
             return True
         if execution.replaying:
             return False
+        reach("patch.before", execution.run_id, name)
         execution.patches.add(name)
         now = execution.host.clock.now()
         row = JournalRow(
@@ -448,6 +450,7 @@ class Context(ParallelContext, StepInjected):
         if self._execution.undos:
             names = ", ".join(undo.name for undo in self._execution.undos)
             raise WorkflowMisuse(f"continue_as_new would forget what is registered with ctx.on_failure: {names}")
+        reach("continue.before", self.run_id)
         raise RunContinued(encode(task, what="the new task"))
 
 

@@ -9,6 +9,7 @@ from nats.aio.client import Client
 
 from perdure.engine import queues, runs
 from perdure.engine.codec import encode
+from perdure.engine.points import reach
 from perdure.engine.rows import TERMINAL
 from perdure.errors import Conflict, NotFound
 from perdure.store.postgres import Pool, PooledConnection
@@ -23,7 +24,9 @@ async def cancel(pool: Pool, nats: Client, run_id: str, reason: str) -> asyncpg.
 
     One that has ended stays as it is; one that has not begun ends at once.
     """
+    reach("cancel.before", run_id)
     record = await pool.fetchrow(_SQL["cancel"], run_id, reason)
+    reach("cancel.after", run_id)
     if record is None:
         raise NotFound(f"there is no run {run_id!r} to cancel", run_id=run_id)
     if record["way"] == "ended":
@@ -94,12 +97,14 @@ async def pause(pool: Pool, nats: Client, run_id: str) -> asyncpg.Record:
 
 async def resume(pool: Pool, nats: Client, run_id: str) -> asyncpg.Record:
     """Bring a failed, dead, blocked, paused or reviewed run back. Raises `NotFound` or `Conflict`."""
+    reach("resume.before", run_id)
     async with pool.acquire() as connection, connection.transaction():
         place = await connection.fetchrow(_SQL["lock_run"], run_id)
         if place is None:
             raise NotFound(f"there is no run {run_id!r} to resume", run_id=run_id)
         await _hold_session(connection, place)  # it may become the session's last turn
         record = await connection.fetchrow(_SQL["resume"], run_id)
+    reach("resume.after", run_id)
     if record is not None and record["undone"]:
         raise Conflict(
             f"what run {run_id} did was undone, so it has nothing to go on with; run.restart begins it anew",
@@ -140,6 +145,7 @@ async def fork(pool: Pool, nats: Client, run_id: str, step: str, new_id: str) ->
 
     Raises `NotFound` for the run or the step and `Conflict` when `new_id` is another run's.
     """
+    reach("fork.before", run_id)
     async with pool.acquire() as connection, connection.transaction():
         place = await connection.fetchrow(_SQL["lock_run"], run_id)
         if place is None:
@@ -155,6 +161,7 @@ async def fork(pool: Pool, nats: Client, run_id: str, step: str, new_id: str) ->
             await _check_origin(connection, new_id, run_id, "fork")
             return place
         await queues.place(connection, [new_id], own=False)
+    reach("fork.after", run_id)
     runs.wake(nats, new_id, record["agent_name"])
     return record
 

@@ -17,6 +17,7 @@ import structlog
 
 from perdure.engine.commits import commit_moves, commit_rows
 from perdure.engine.entries import Entry, Place
+from perdure.engine.points import reach
 from perdure.engine.rows import Move
 from perdure.store.failures import CONNECTION_ERRORS, refuses
 from perdure.store.postgres import Pool
@@ -60,7 +61,10 @@ class Journal:
                 del self._waiting[: self.max_batch]
                 self._writing = True
                 try:
-                    await self._write_rows([entry for entry in batch if entry.row is not None])
+                    rows = [entry for entry in batch if entry.row is not None]
+                    await self._write_rows(rows)
+                    if 0 < len(rows) < len(batch):
+                        reach("commit.between")
                     await self._write_moves([entry for entry in batch if entry.move is not None])
                 finally:
                     self._writing = False
@@ -70,6 +74,7 @@ class Journal:
     async def _write_rows(self, entries: list[Entry]) -> None:
         if not entries:
             return
+        reach("commit.before")
         try:
             held = await _patiently(lambda: commit_rows(self.pool, entries))
         except Exception as error:
@@ -80,6 +85,7 @@ class Journal:
                 for entry in entries:
                     entry.writer.failed(error)
             return
+        reach("commit.after")
         self.commits += 1
         self.rows += len(entries)
         written: list[Entry] = []
@@ -114,6 +120,7 @@ class Journal:
             again, repeated = repeated, True
             return await commit_moves(self.pool, entries, again=again)
 
+        reach("move.before")
         try:
             done = await _patiently(commit)
         except Exception as error:
@@ -124,6 +131,7 @@ class Journal:
                 for entry in entries:
                     entry.writer.fenced()
             return
+        reach("move.after")
         self.commits += 1
         for entry in entries:
             if entry.place in done and entry.move is not None:

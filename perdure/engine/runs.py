@@ -14,6 +14,7 @@ from perdure.engine import queues
 from perdure.engine.accepting import insert_starts
 from perdure.engine.codec import decode, encode, short_hash
 from perdure.engine.events import end_data, ended_payload, publish_nowait, render
+from perdure.engine.points import reach
 from perdure.engine.rows import TERMINAL, Move, Start
 from perdure.engine.start_options import StartOptions
 from perdure.errors import Conflict, InvalidRequest, NotFound
@@ -210,7 +211,9 @@ async def send_signal(
 
     Raises `NotFound` for an unknown run and `Conflict` for one that has ended. The same `signal_id` again: once.
     """
+    reach("signal.before", run_id, name)
     record = await pool.fetchrow(_SQL["send_signal"], run_id, name, encode(payload, what="payload"), signal_id)
+    reach("signal.after", run_id, name)
     if record is None:
         raise NotFound(f"there is no run {run_id!r} to signal", run_id=run_id)
     if record["status"] in TERMINAL:
@@ -220,7 +223,10 @@ async def send_signal(
 
 async def tell_parents(pool: Pool, nats: Client, children: Sequence[str]) -> None:
     """Wake the parents that wait for these ended children; nudge those that run."""
-    for parent in await pool.fetch(_ENGINE["tell_parents"], list(children)):
+    reach("parents.before", children[0] if children else "")
+    parents = await pool.fetch(_ENGINE["tell_parents"], list(children))
+    reach("parents.after", children[0] if children else "")
+    for parent in parents:
         if parent["woken"]:
             wake(nats, parent["run_id"], parent["agent_name"])
         elif parent["running"]:

@@ -211,6 +211,7 @@ class StepCall(Call[Any]):
         self.write(self.row("error", error=encode(said, what="error"), attempt=attempt, started_at=started))
 
     def _failed(self, error: BaseException, attempt: int, started: datetime) -> None:
+        reach("step.failed", self.execution.run_id, self.name)
         said = (
             describe(WorkflowMisuse(f"{type(error).__name__} inside a step"))
             if isinstance(error, ControlFlow)
@@ -307,6 +308,7 @@ class TransactionCall(StepCall):
                         patches = [Entry(execution, row=patch) for patch in execution.unwritten_patches.values()]
                         if not await write_rows(connection, [*patches, Entry(execution, row=row)]):
                             raise Fenced
+                        reach("transaction.written", execution.run_id, self.name)
                 finally:
                     lost = connection.is_closed()
         except Fenced:

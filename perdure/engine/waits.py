@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from perdure.engine.calls import Call
 from perdure.engine.codec import decode, encode
+from perdure.engine.points import reach
 from perdure.engine.rows import JournalRow, Snapshot, Start
 from perdure.errors import Conflict, RunFailed, StepFailed
 
@@ -126,6 +127,7 @@ class SignalCall(Wait):
 
     def take(self, seq: int, payload: str) -> None:
         """The signal `seq` is this call's: consuming it is part of the journal write."""
+        reach("signal.taken", self.execution.run_id, self.name)
         self._taken = seq
         self.stop_looking()
         self.stop_timer()
@@ -192,6 +194,7 @@ class ChildCall(Wait):
 
     def ended(self, record: Any) -> None:
         """The child's row says that it has ended, or that another task has its id."""
+        reach("child.ended", self.execution.run_id, self.name)
         self.stop_looking()
         self.stop_timer()
         self.due_at = None
@@ -293,6 +296,7 @@ class AdoptCall(Call[Any]):
         if newest.hash == self.execution.config.hash or newest.revision < self.execution.config.revision:
             self.resolve(self.execution.config)
             return
+        reach("config.before", self.execution.run_id)
         self._newest = newest
         said = {"revision": newest.revision, "hash": newest.hash}
         values = encode(dict(newest.values), what="configuration")

@@ -28,6 +28,7 @@ from perdure.engine.journal import Journal
 from perdure.engine.liveness import Liveness
 from perdure.engine.mailbox import Mailbox
 from perdure.engine.offer import Offer
+from perdure.engine.points import reach
 from perdure.engine.rows import ClaimedRun, JournalRow, Move
 from perdure.settings import Settings
 from perdure.store.failures import CONNECTION_ERRORS
@@ -175,6 +176,7 @@ class Worker:
         self.threads.shutdown(wait=False, cancel_futures=True)
 
     async def _release(self, held: list[Execution]) -> None:
+        reach("release.before")
         for execution in held:
             execution.close()
         try:
@@ -182,6 +184,7 @@ class Worker:
         except CONNECTION_ERRORS as error:
             log.warning("runs not given back; their lease will end", action="drain.failed", error=type(error).__name__)
             return
+        reach("release.after")
         for record in records:
             self.wake(record["run_id"], record["agent_name"])
         log.info("runs given back", action="drain.released", runs=len(records))
@@ -313,6 +316,7 @@ class Worker:
 
     def _after_commit(self, entries: Sequence[Entry]) -> None:
         """Tell what is committed: events, wake-ups of children, of parents and of the next turns."""
+        reach("events.before")
         ended: list[Execution] = []
         awaited: list[str] = []
         for entry in entries:
@@ -320,6 +324,7 @@ class Worker:
             if entry.row is not None:
                 self.events.committed(execution, entry.row)
                 if entry.start is not None:
+                    reach("children.started", execution.run_id, entry.start.agent_name)
                     self.wake(entry.start.run_id, entry.start.agent_name)
             if entry.move is not None:
                 self.events.moved(execution, entry.move)

@@ -9,18 +9,7 @@ from dataclasses import dataclass
 from perdure.engine import points
 from perdure.errors import RunSuspended
 
-POINTS = (
-    "claim.before",
-    "claim.after",
-    "step.before",
-    "step.after_effect",
-    "step.before_commit",
-    "step.after_commit",
-    "wait.before",
-    "wait.after",
-    "end.before",
-    "end.after",
-)
+POINTS = tuple(points.AGENT)
 
 _listeners: list[Callable[[str], bool]] = []
 

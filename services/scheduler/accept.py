@@ -16,6 +16,7 @@ from perdure.bus.service import Request
 from perdure.engine import runs
 from perdure.engine.accepting import accept_keyed
 from perdure.engine.clock import Clock, SystemClock
+from perdure.engine.points import reach
 from perdure.engine.rows import Start
 from perdure.engine.start_options import DEBOUNCE_ROUNDS, StartOptions
 from perdure.errors import ApiError, Conflict, TooLarge, Unavailable
@@ -135,7 +136,9 @@ class Acceptor:
         return batch, rest
 
     async def _commit(self, batch: Sequence[_Waiting]) -> None:
+        reach("accept.before")
         statuses = await runs.accept(self._pool, [waiting.start for waiting in batch])
+        reach("accept.after")
         for waiting in batch:
             status = statuses.get(waiting.start.run_id, "conflict")
             if status in ("accepted", "pending"):

@@ -13,6 +13,7 @@ import structlog
 from nats.aio.client import Client
 
 from perdure.engine import runs
+from perdure.engine.points import reach
 from perdure.settings import Settings
 from perdure.store.failures import CONNECTION_ERRORS
 from perdure.store.postgres import Pool
@@ -55,6 +56,7 @@ class Reaper:
     async def look(self, *, leases: bool) -> None:
         """Bury the processes that are lost, and requeue what they held."""
         for record in await self._pool.fetch(_SQL["lost_processes"], leases, self._settings.lease_seconds):
+            reach("bury.before")
             if await self._pool.fetchval(_SQL["bury_process"], record["process_id"]):
                 log.warning(
                     "process lost",
@@ -63,6 +65,7 @@ class Reaper:
                     agent=record["agent_name"],
                     reason="lease" if record["lease_over"] else "session lock",
                 )
+            reach("bury.after")
             await self.requeue(record["process_id"])
 
     async def requeue_forgotten(self) -> None:
@@ -75,6 +78,7 @@ class Reaper:
         total = 0
         while True:
             records = await self._pool.fetch(_SQL["requeue_lost"], process_id, self._settings.run_max_attempts, BATCH)
+            reach("requeue.after")
             for record in records:
                 await self._tell(record)
             total += len(records)

@@ -11,6 +11,7 @@ from nats.aio.client import Client
 
 from perdure.engine import control, queues, runs
 from perdure.engine.clock import Clock
+from perdure.engine.points import reach
 from perdure.settings import Settings
 from perdure.store.postgres import Pool
 from perdure.store.queries import load_queries
@@ -48,7 +49,10 @@ class Sweeper:
 
     async def wake_due(self) -> int:
         """Wake up to 1,000 due runs; how many there were."""
+        reach("timers.before")
         records = await self._pool.fetch(_SQL["due_timers"], self._clock.now(), BATCH)
+        if records:
+            reach("timers.after")
         if unplaced := [record["run_id"] for record in records if record["unplaced"]]:
             await queues.place(self._pool, unplaced, own=False)
         for record in records:
@@ -73,7 +77,10 @@ class Sweeper:
         """Wake up to 1,000 pending runs last dispatched `age` seconds ago or earlier; how many there were."""
         if not self._nats.is_connected:
             return 0
+        reach("outbox.before")
         records = await self._pool.fetch(_SQL["stale_pending"], age, BATCH)
+        if records:
+            reach("outbox.after")
         for record in records:
             runs.wake(self._nats, record["run_id"], record["agent_name"])
         if records:

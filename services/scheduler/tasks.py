@@ -12,6 +12,7 @@ from nats.aio.msg import Msg
 from perdure import subjects
 from perdure.bus.pull import PullConsumer
 from perdure.engine.codec import short_hash
+from perdure.engine.points import reach
 from perdure.errors import ApiError, Conflict, Unavailable
 from perdure.messages import RunStart, parse
 from services.scheduler.accept import Acceptor
@@ -20,6 +21,7 @@ log = structlog.get_logger(__name__)
 
 DURABLE = "scheduler"
 SLOTS = 512
+ACK_WAIT = 10.0  # seconds: longer than an accept may take, and as long as a task of a lost scheduler waits
 
 
 class TaskIntake:
@@ -36,6 +38,7 @@ class TaskIntake:
             durable=DURABLE,
             room=lambda: SLOTS - len(self._tasks),
             take=self._take,
+            ack_wait=ACK_WAIT,
         )
 
     async def run(self) -> None:
@@ -64,7 +67,9 @@ class TaskIntake:
             start = self._acceptor.of(agent, said, len(message.data))
             if said.run_id is None:
                 start.run_id = run_id_of(agent, message)
+            reach("task.before", start.run_id)
             await self._acceptor.accept(start)
+            reach("task.after", start.run_id)
         except Unavailable as error:
             log.warning("task message waits", action="task.retry", subject=message.subject, error=error.message)
             await message.nak(delay=1)

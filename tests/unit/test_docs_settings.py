@@ -13,10 +13,10 @@ from pydantic_core import PydanticUndefined
 from perdure.agent.settings import AgentSettings
 from perdure.client.types import TERMINAL_EVENTS
 from perdure.config.keys import DurableAgentSettings
+from perdure.engine.points import AGENT, SCHEDULER
 from perdure.errors import API_ERRORS, RunFailed
 from perdure.llm.providers import PROVIDERS
 from perdure.settings import Settings
-from perdure.testing.crash import POINTS
 from tests.docs import IDS, PAGES, ROOT, section
 
 REFERENCE = ROOT / "docs" / "reference"
@@ -79,8 +79,8 @@ def test_the_reference_of_events_lists_every_end():
 
 
 def test_the_points_at_which_a_crash_may_strike_are_listed():
-    text = (ROOT / "docs" / "how-to" / "test-an-agent.md").read_text()
-    assert re.findall(r"`((?:claim|step|wait|end)\.\w+)`", text) == list(POINTS)
+    listed = rows((REFERENCE / "crash-points.md").read_text())
+    assert [tuple(row) for row in listed] == [*AGENT.items(), *SCHEDULER.items()]
 
 
 def test_every_dependency_has_its_reason():
