@@ -116,9 +116,13 @@ class Upkeep:
 
     async def _redact_redis(self, agent: str, key: str) -> None:
         """Take the key out of what agents knew last. An agent that runs writes its own anew."""
-        pattern = key_of(self._redis, PREFIX + ("*" if agent == GLOBAL_LAYER else agent))
+        known = key_of(self._redis, PREFIX)
         try:
-            async for name in self._redis.scan_iter(match=pattern, count=1000):
+            if agent == GLOBAL_LAYER:
+                names = [name async for name in self._redis.scan_iter(match=f"{known}*", count=1000)]
+            else:
+                names = [f"{known}{agent}".encode()]
+            for name in names:
                 values = orjson.loads(await self._redis.hget(name, "values") or b"{}")
                 text = values.get(key)
                 if text and not is_reference(text):

@@ -95,7 +95,7 @@ def shared_postgres(postgres_folders: tuple[Path, Path]) -> Iterator[PostgresSer
         runner.run(server.start())
         try:
             runner.run(_admin(server, f"CREATE DATABASE {TEMPLATE}"))
-            runner.run(migrate(Settings(database_url=server.url_of(TEMPLATE))))
+            runner.run(migrate(Settings(database_url=server.url_of(TEMPLATE), namespace="")))
             yield server
         finally:
             runner.run(server.stop())
@@ -108,7 +108,7 @@ async def own_postgres(postgres_folders: tuple[Path, Path], shared_postgres: Pos
         server = PostgresServer(home, fast=True, template=postgres_folders[1])
         await server.start()
         try:
-            await migrate(Settings(database_url=server.url))
+            await migrate(Settings(database_url=server.url, namespace=""))
             # Commits of a fast server reach its files a little later; a kill shall find the tables at least.
             await _admin(server, "CHECKPOINT")
             yield server

@@ -92,4 +92,4 @@ class OwnServers(Servers):
 def settings_for(servers: Servers, home: Path, **changed: Any) -> Settings:
     """Settings that name these servers; `changed` are fields that differ, the environment is not looked at."""
     named = {"nats_url": servers.nats.url, "database_url": servers.postgres.url, "redis_url": servers.redis.url}
-    return Settings(**{"consul_http_addr": None, "home": home, **named, **changed})
+    return Settings(**{"consul_http_addr": None, "namespace": "", "home": home, **named, **changed})

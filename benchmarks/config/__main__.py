@@ -195,7 +195,7 @@ async def main() -> None:
         await asyncio.gather(postgres.start(), nats_server.start(), redis.start())
         processes = []
         try:
-            settings = Settings(database_url=postgres.url, nats_url=nats_server.url, redis_url=redis.url)
+            settings = Settings(namespace="", database_url=postgres.url, nats_url=nats_server.url, redis_url=redis.url)
             await migrate(settings)
             environment = {**os.environ, "NATS_URL": nats_server.url, "DATABASE_URL": postgres.url}
             environment |= {"REDIS_URL": redis.url, "PERDURE_LOG_LEVEL": "error", "PYTHONPATH": str(ROOT)}

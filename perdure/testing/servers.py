@@ -41,6 +41,7 @@ class TestServers:
             database_url=self.postgres.url_of(database),
             redis_url=self.redis.url,
             consul_http_addr=None,
+            namespace="",
         )
 
     async def _admin(self, statement: str) -> None:
@@ -68,7 +69,7 @@ def running_servers() -> Iterator[TestServers]:
 async def _start(servers: TestServers) -> None:
     await asyncio.gather(servers.nats.start(), servers.postgres.start(), servers.redis.start())
     await servers._admin(f"CREATE DATABASE {TEMPLATE}")  # noqa: SLF001 -- the class of this file
-    await migrate(Settings(database_url=servers.postgres.url_of(TEMPLATE)))
+    await migrate(Settings(database_url=servers.postgres.url_of(TEMPLATE), namespace=""))
 
 
 async def _stop(servers: TestServers) -> None:

@@ -78,17 +78,17 @@ async def test_the_good_value_of_a_held_key_outlives_its_age(settings, nc, pool)
         assert found["held"]["max_iterations"]["value_revision"] == 2
 
 
-async def test_a_manager_that_slept_past_the_pruning_reads_all_anew(settings, pool) -> None:
+async def test_a_manager_that_slept_past_the_pruning_reads_all_anew(settings, pool, monkeypatch) -> None:
+    monkeypatch.setattr("config_manager.sync.BATCH", 2)  # the next two revisions it would look for are not there
     async with manager(settings, config_history_revisions=1) as running:
         for number in range(1, 6):
             await pool.execute(PUT, "assistant", f"key_{number}", "1")
         await pool.execute("DELETE FROM agent_configurations")
         await eventually(lambda: running.sync._said == 6)
         async with manager(settings, instance_id="sleeper") as sleeper:
-            sleeper.table.load(1, [], [])
             await pool.execute("DELETE FROM config_history WHERE revision < 6")
             await pool.execute("UPDATE config_broadcast SET pruned_to = 6")
-            sleeper.table.revision = 1
+            sleeper.table.load(1, [], [])
             await eventually(lambda: sleeper.table.revision == 6)
 
 
