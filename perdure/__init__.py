@@ -12,6 +12,9 @@ from perdure.lazy import exports
 if TYPE_CHECKING:
     from perdure.agent.base import BaseAgent
     from perdure.agent.durable import DurableAgent
+    from perdure.agent.hooks import Hooks, Verdict
+    from perdure.agent.mcp import McpServer
+    from perdure.agent.openapi import OpenApi
     from perdure.agent.team import Team
     from perdure.agent.tools import tool
     from perdure.agent.triggers import cron, on
@@ -32,6 +35,9 @@ _HOMES = {
     "ConfigUpdate": "perdure.config.messages",
     "Context": "perdure.engine",
     "DurableAgent": "perdure.agent.durable",
+    "Hooks": "perdure.agent.hooks",
+    "McpServer": "perdure.agent.mcp",
+    "OpenApi": "perdure.agent.openapi",
     "PerdureError": "perdure.errors",
     "PermanentError": "perdure.errors",
     "Retry": "perdure.engine",
@@ -41,6 +47,7 @@ _HOMES = {
     "StepContext": "perdure.engine",
     "StepFailed": "perdure.errors",
     "Team": "perdure.agent.team",
+    "Verdict": "perdure.agent.hooks",
     "on_config": "perdure.config.callbacks",
     "cron": "perdure.agent.triggers",
     "on": "perdure.agent.triggers",
@@ -58,6 +65,9 @@ __all__ = [
     "ConfigUpdate",
     "Context",
     "DurableAgent",
+    "Hooks",
+    "McpServer",
+    "OpenApi",
     "PerdureError",
     "PermanentError",
     "Retry",
@@ -67,6 +77,7 @@ __all__ = [
     "StepContext",
     "StepFailed",
     "Team",
+    "Verdict",
     "cron",
     "on",
     "on_config",

@@ -12,6 +12,7 @@ import structlog
 from perdure.agent.schema import ToolArgumentsError
 from perdure.agent.tool_calls import ToolResult, content_of, failed, failed_with, run_function
 from perdure.agent.tools import Tool
+from perdure.agent.users import USER, user_of, with_user
 from perdure.engine import Context, Retry, StepContext
 from perdure.engine.codec import short_hash
 from perdure.errors import PermanentError
@@ -47,7 +48,7 @@ async def schedule(agent: DurableAgent, ctx: Context, tool: Tool, call: ToolRequ
 
     await ctx.transaction(f"schedule:{tool.name}", note, session, call.id, child, tool.name, call.arguments)
     task = {"call_id": call.id, "session_id": session, "arguments": call.arguments, "parent": ctx.run_id}
-    await ctx.start(agent.name, task, workflow=workflow_name(tool.name), run_id=child)
+    await ctx.start(agent.name, with_user(task, user_of(ctx)), workflow=workflow_name(tool.name), run_id=child)
     return ToolResult(orjson.dumps({"status": "scheduled", "call_id": call.id}).decode())
 
 
@@ -141,4 +142,6 @@ async def _deliver(agent: DurableAgent, ctx: Context, tool: Tool, task: Mapping[
     said = {"tool": tool.name, "call_id": call_id, "session_id": session, "status": status, "result": result.content}
     await ctx.emit({**said, "parent": task.get("parent")}, type="tool.completed")
     if tool.wake:
-        await ctx.start(agent.name, {"wake": call_id}, session_id=session, run_id=f"{ctx.run_id}-wake")
+        await ctx.start(
+            agent.name, with_user({"wake": call_id}, task.get(USER)), session_id=session, run_id=f"{ctx.run_id}-wake"
+        )

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from perdure import subjects
 from perdure.agent.tools import Tool
+from perdure.agent.users import user_of, with_user
 from perdure.engine import Context
 from perdure.errors import PermanentError, RunFailed
 
@@ -30,7 +31,8 @@ def agent_tool(
 
     async def ask_agent(task: str, ctx: Context) -> Any:
         try:
-            return await ctx.call(target, task)
+            user = user_of(ctx)
+            return await ctx.call(target, task if user is None else with_user({"task": task}, user))
         except RunFailed as error:
             said = error.error.get("message", "no reason was recorded")
             raise PermanentError(f"agent {target} ended {error.status}: {said}") from error

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from perdure.agent.settings import AgentSettings, ProviderEntry
 from perdure.config.secrets import resolve_secret
 from perdure.errors import PermanentError, SetupError
@@ -33,9 +35,8 @@ async def primary(settings: AgentSettings, given: str | None) -> ModelChoice:
             name, model = prefix, rest
     entry = known.get(name or "", ProviderEntry())
     reference, by = (settings.llm_api_key, "llm_api_key") if settings.llm_api_key else (entry.api_key, "llm_providers")
-    return _choice(settings, name, model or entry.model, settings.llm_base_url or entry.base_url, entry).with_key(
-        await _secret(reference, by)
-    )
+    base_url, api = settings.llm_base_url or entry.base_url, settings.llm_api or entry.api
+    return _choice(settings, name, model or entry.model, base_url, api).with_key(await _secret(reference, by))
 
 
 async def fallback(settings: AgentSettings, said: str) -> ModelChoice:
@@ -47,13 +48,18 @@ async def fallback(settings: AgentSettings, said: str) -> ModelChoice:
             f"llm_fallbacks: {name!r} is no provider; it is one of {', '.join(sorted({*known, *PROVIDERS, OFFLINE}))}"
         )
     entry = known.get(name, ProviderEntry())
-    return _choice(settings, name, model or entry.model, entry.base_url, entry).with_key(
+    # what the fallback says of itself counts: `llm_api` may be said of the first endpoint alone
+    return _choice(settings, name, model or entry.model, entry.base_url, entry.api or settings.llm_api).with_key(
         await _secret(entry.api_key, f"llm_providers.{name}")
     )
 
 
 def _choice(
-    settings: AgentSettings, name: str | None, model: str | None, base_url: str | None, entry: ProviderEntry
+    settings: AgentSettings,
+    name: str | None,
+    model: str | None,
+    base_url: str | None,
+    api: Literal["chat", "responses"] | None,
 ) -> ModelChoice:
     return ModelChoice(
         provider=name,
@@ -62,5 +68,5 @@ def _choice(
         temperature=settings.llm_temperature,
         max_tokens=settings.llm_max_tokens,
         timeout=settings.llm_timeout_seconds or TIMEOUT,
-        api=settings.llm_api or entry.api or "chat",
+        api=api or "chat",
     )

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 from perdure.agent.schema import ToolArgumentsError
 from perdure.agent.session import Opened
 from perdure.agent.settings import AgentSettings
+from perdure.agent.users import with_user
 from perdure.llm.types import Message, ToolRequest
 
 if TYPE_CHECKING:
@@ -41,7 +42,7 @@ async def hand_over(turn: Turn, opened: Opened, target: str) -> Any:
         return transcript(await sessions.read(pool, turn.session, opened.born, opened.first, upto, _MESSAGES))
 
     context = await turn.ctx.step("what was said", what_was_said, opened.upto)
-    task: Mapping[str, Any] = {"task": turn.prompt or "Go on.", CONTEXT: context}
+    task = with_user({"task": turn.prompt or "Go on.", CONTEXT: context}, turn.user)
     return await turn.ctx.call(target, task, session_id=turn.session)
 
 

@@ -1,6 +1,7 @@
 """Long-term memory: short texts that an agent keeps, found again by their meaning. Off unless configured.
 
-It is shared by all conversations of an agent: whatever one user has it remember, another may hear.
+Each text belongs to a scope: the user that the task names (usual), the conversation, or the whole agent. What is kept
+in one scope is recalled in no other.
 """
 
 from __future__ import annotations
@@ -34,6 +35,15 @@ _SQL = load_queries("memory.sql")
 log = structlog.get_logger()
 
 
+def scope_of(live: AgentSettings, user: str | None, session: str) -> str:
+    """Whose memories a turn keeps and recalls."""
+    if live.memory_scope == "agent":
+        return ""
+    if live.memory_scope == "session":
+        return f"session:{session}"
+    return "" if user is None else f"user:{user}"
+
+
 def _vector(values: list[float]) -> str:
     return f"[{','.join(format(value, '.7g') for value in values)}]"
 
@@ -44,7 +54,6 @@ class Memory:
     def __init__(self, agent: DurableAgent) -> None:
         self._agent = agent
         self._ready = False
-        self.tool = self._tool()
 
     async def _prepare(self, pool: Pool) -> None:
         """Make the table. Raises `PermanentError` with what to do when Postgres has no pgvector."""
@@ -64,32 +73,34 @@ class Memory:
                 ) from error
         self._ready = True
 
-    async def keep(self, memory_id: str, run_id: str, text: str) -> None:
-        """Keep a text, once for each `memory_id`. Raises `PermanentError` or `RetryableError`."""
+    async def keep(self, memory_id: str, run_id: str, text: str, scope: str = "") -> None:
+        """Keep a text in `scope`, once for each `memory_id`. Raises `PermanentError` or `RetryableError`."""
         agent = self._agent
         pool = agent.resources.pool
         await self._prepare(pool)
         [vector] = await agent.model.embed(agent.live(agent.config), agent.resources, [text])
-        await pool.execute(_SQL["keep"], agent.name, memory_id, run_id, text, _vector(vector))
+        await pool.execute(_SQL["keep"], agent.name, memory_id, run_id, text, _vector(vector), scope)
 
-    async def recall(self, text: str, most: int = RECALLED) -> list[str]:
-        """The kept texts that are nearest to `text`. Raises `PermanentError` or `RetryableError`."""
+    async def recall(self, text: str, most: int = RECALLED, scope: str = "") -> list[str]:
+        """The texts kept in `scope` that are nearest to `text`. Raises `PermanentError` or `RetryableError`."""
         agent = self._agent
         pool = agent.resources.pool
         await self._prepare(pool)
         [vector] = await agent.model.embed(agent.live(agent.config), agent.resources, [text])
-        rows = await pool.fetch(_SQL["recall"], agent.name, _vector(vector), most)
+        rows = await pool.fetch(_SQL["recall"], agent.name, _vector(vector), most, scope)
         return [row["content"] for row in rows if row["nearness"] >= _NEAR_ENOUGH]
 
-    async def forget(self, run_id: str | None = None) -> int:
-        """Forget what was kept, all of it or that of one run; how much it was."""
+    async def forget(self, run_id: str | None = None, *, scope: str | None = None) -> int:
+        """Forget what was kept, all of it or that of one run or one scope (`user:anna`); how much it was."""
         pool = self._agent.resources.pool
         if not await pool.fetchval(_SQL["ready"]):
             return 0
-        done: str = await pool.execute(_SQL["forget"], self._agent.name, run_id)
+        done: str = await pool.execute(_SQL["forget"], self._agent.name, run_id, scope)
         return int(done.rpartition(" ")[2])
 
-    def _tool(self) -> Tool:
+    def tool(self, scope: str) -> Tool:
+        """The tool by which a model keeps something in `scope`."""
+
         async def remember(text: str, step: StepContext) -> str:
             """Keep a fact for later conversations.
 
@@ -98,7 +109,7 @@ class Memory:
             text = text.strip().replace("\x00", "")[:LONGEST]
             if not text:
                 raise PermanentError("there is nothing to remember: the text is empty")
-            await self.keep(step.idempotency_key, step.run_id, text)
+            await self.keep(step.idempotency_key, step.run_id, text, scope)
             return "remembered"
 
         return Tool(remember, name=REMEMBER)
@@ -113,13 +124,14 @@ async def recalled(turn: Turn, live: AgentSettings) -> list[str]:
     if not live.memory_enabled or not isinstance(turn.prompt, str):
         return []
     memory, most = turn.agent.memory, live.memory_recall or RECALLED
+    scope = scope_of(live, turn.user, turn.session)
 
-    async def recall(text: str, most: int) -> list[str]:
-        return await memory.recall(text, most)
+    async def recall(text: str, most: int, scope: str) -> list[str]:
+        return await memory.recall(text, most, scope)
 
     try:
         found: list[Any] = await turn.ctx.step(
-            "recall", recall, turn.prompt[:LONGEST], most, retry=Retry(max_attempts=2)
+            "recall", recall, turn.prompt[:LONGEST], most, scope, retry=Retry(max_attempts=2)
         )
     except StepFailed as error:
         if error.cause.get("type") == "PermanentError" and "pgvector" in str(error.cause.get("message")):

@@ -6,7 +6,7 @@ import asyncio
 import time
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import structlog
 
@@ -18,11 +18,13 @@ from perdure.errors import PermanentError, RetryableError
 from perdure.llm.breaker import Breaker
 from perdure.llm.client import ModelClient
 from perdure.llm.errors import BusyError, place
-from perdure.llm.limiter import RateLimit
 from perdure.llm.offline_where import OfflineWhere
 from perdure.llm.providers import OFFLINE, ModelChoice, resolve
 from perdure.llm.types import Model, ModelReply, ModelRequest, ModelSettings
 from perdure.store.queries import load_queries
+
+if TYPE_CHECKING:
+    from perdure.llm.limiter import RateLimit
 
 _DELTA_SECONDS = 0.02
 _SQL = load_queries("sessions.sql")
@@ -114,6 +116,7 @@ class AgentModel:
     async def wait_for_slot(self, per_minute: float, resources: Resources) -> float:
         """Seconds until the next call may begin under the shared limit; the slot is taken."""
         if self._limit is None:
+            from perdure.llm.limiter import RateLimit  # noqa: PLC0415  (its Redis is there once a process runs)
 
             async def replicas() -> int:
                 return int(await resources.pool.fetchval(_SQL["live_replicas"], self._agent))

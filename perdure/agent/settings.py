@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, create_model
 
+from perdure.agent.memory import REMEMBER
 from perdure.config.keys import DurableAgentSettings, Names, QueueSettings
 from perdure.config.secrets import SecretReference
 
@@ -73,6 +74,9 @@ class AgentSettings(DurableAgentSettings, QueueSettings):
         None, ge=4, le=100_000, description="Messages of a conversation from which on old ones are summarised."
     )
     memory_enabled: bool | None = Field(None, description="Whether the agent remembers across conversations.")
+    memory_scope: Literal["user", "session", "agent"] | None = Field(
+        None, description="Whose memories are shared: the task's user (usual), the conversation, or the whole agent."
+    )
     memory_recall: int | None = Field(None, ge=1, le=50, description="Memories shown with each turn.")
     llm_embedding_model: str | None = Field(None, min_length=1, max_length=256, description="The model for memories.")
 
@@ -82,6 +86,8 @@ def settings_with_tools(base: type[BaseModel], known: Collection[str]) -> type[B
     if not issubclass(base, DurableAgentSettings):
         return base
     there = f"the tools are {', '.join(sorted(known))}" if known else "the agent has no tools"
+
+    known = {*known, REMEMBER}
 
     def all_known(names: list[str] | None) -> list[str] | None:
         if unknown := sorted(set(names or ()) - set(known)):

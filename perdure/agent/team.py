@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, ClassVar, Literal, TypeAlias
 
 from pydantic import BaseModel
@@ -16,6 +16,7 @@ from perdure.agent.registry import alive
 from perdure.agent.settings import AgentSettings
 from perdure.agent.team_choices import Plan, Verdict, choose_next, judge, make_plan
 from perdure.agent.turn import read_prompt
+from perdure.agent.users import user_of, with_user
 from perdure.config.snapshot import AgentConfig
 from perdure.engine import Context, workflow
 from perdure.engine.codec import encode
@@ -120,7 +121,7 @@ class Team(BaseAgent):
     async def speak(self, ctx: Context, name: str, prompt: str, transcript: list[Said]) -> None:
         """Let a member take its turn; what it says, or how it failed, goes into the transcript."""
         context = "\n".join(f"{one['agent']}: {one['content']}" for one in transcript)[-_CONTEXT_CHARS:]
-        task: Mapping[str, Any] = {"task": prompt, CONTEXT: context} if context else {"task": prompt}
+        task = with_user({"task": prompt, CONTEXT: context} if context else {"task": prompt}, user_of(ctx))
         try:
             answer = await ctx.call(name, task)
         except RunFailed as error:

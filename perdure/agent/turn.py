@@ -12,13 +12,14 @@ import structlog
 from perdure.agent.asking import Spent, ask, check_budget
 from perdure.agent.calling import run_calls
 from perdure.agent.handoff import CONTEXT, hand_over, target_of
-from perdure.agent.memory import REMEMBER, recalled
+from perdure.agent.memory import REMEMBER, recalled, scope_of
 from perdure.agent.session import Opened, dump
 from perdure.agent.settings import AgentSettings
 from perdure.agent.structured import Structured
 from perdure.agent.summaries import summarised
 from perdure.agent.tool_calls import failed_with
 from perdure.agent.tools import Tool
+from perdure.agent.users import read_user
 from perdure.engine import Context
 from perdure.engine.codec import short_hash
 from perdure.errors import InvalidRequest, PermanentError, RunFailed
@@ -64,6 +65,7 @@ class Turn:
         self.ctx = ctx
         self.session = ctx.session_id or ctx.run_id
         self.prompt = read_prompt(task)
+        self.user = read_user(task)
         self.said: list[Message] = []  # since the turn was opened
         self.notes = read_notes(task)  # lines of the system prompt that are this turn's alone
         self.spent = Spent()
@@ -75,7 +77,7 @@ class Turn:
         """The tools that the model may see."""
         toolbox = dict(self.agent.toolbox)
         if live.memory_enabled:
-            toolbox.setdefault(REMEMBER, self.agent.memory.tool)
+            toolbox.setdefault(REMEMBER, self.agent.memory.tool(scope_of(live, self.user, self.session)))
         if live.tools_enabled is None:
             return toolbox
         return {name: toolbox[name] for name in live.tools_enabled if name in toolbox}

@@ -21,6 +21,7 @@ from perdure.embedded.processes import SERVICES
 from perdure.errors import Unavailable
 from perdure.observe.logging import quiet_by_default
 from perdure.runner.load import AnyAgent
+from perdure.runner.steering import Steering
 from perdure.settings import Settings, load_settings
 
 T = TypeVar("T")
@@ -38,7 +39,7 @@ def run_agent(agent: AnyAgent, settings: Settings | None = None) -> None:
     serve(AgentProcess(agent, locate(settings or load_settings())))
 
 
-class AgentRunner:
+class AgentRunner(Steering):
     """Runs agents inside this program.
 
     It uses the servers that the environment names, else the platform that runs in `PERDURE_HOME`, else it starts one
@@ -142,21 +143,32 @@ class AgentRunner:
                 return reply["output"]
 
     async def _started(self, agent: AnyAgent) -> AgentProcess:
-        if self._starting is None:
-            self._starting = asyncio.Lock()
-        async with self._starting:
+        async with self._one_at_a_time():
             known = self._processes.get(agent.name)
             if known is not None and known._given is agent:  # noqa: SLF001 -- the same object: nothing to start
                 return known
             if known is not None:
                 await known.stop()
-            if self._located is None:
-                self._located = await self._find_platform()
-            instance = f"{self._located.instance_id}-{len(self._processes)}"
-            process = AgentProcess(agent, self._located.model_copy(update={"instance_id": instance}))
+            located = await self._locate()
+            instance = f"{located.instance_id}-{len(self._processes)}"
+            process = AgentProcess(agent, located.model_copy(update={"instance_id": instance}))
             await process.start()
             self._processes[agent.name] = process
             return process
+
+    async def _platform(self) -> Settings:
+        async with self._one_at_a_time():
+            return await self._locate()
+
+    def _one_at_a_time(self) -> asyncio.Lock:
+        if self._starting is None:
+            self._starting = asyncio.Lock()
+        return self._starting
+
+    async def _locate(self) -> Settings:
+        if self._located is None:
+            self._located = await self._find_platform()
+        return self._located
 
     async def _find_platform(self) -> Settings:
         settings = self._settings or load_settings()

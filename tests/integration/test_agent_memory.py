@@ -93,3 +93,68 @@ async def test_the_offline_model_shows_what_is_remembered(settings, nc, pool):
     async with in_process(settings, nc, load("assistant")) as platform:
         assert "remembered" in await output(platform, "assistant", 'remember "Anna drinks green tea"')
         assert "Anna drinks green tea" in await output(platform, "assistant", "which tea does Anna drink")
+
+
+def to(user, text):
+    return {"task": text, "user": user}
+
+
+@pytest.mark.parametrize(
+    ("scope", "of_anna", "of_eve", "of_nobody"),
+    [
+        (None, True, False, False),
+        ("user", True, False, False),
+        ("session", False, False, False),
+        ("agent", True, True, True),
+    ],
+)
+async def test_one_user_does_not_recall_what_another_has_kept(settings, nc, pool, scope, of_anna, of_eve, of_nobody):
+    await configure(pool, "bob", memory_enabled="true", **({} if scope is None else {"memory_scope": scope}))
+    agent = bob(Call("remember", {"text": "the secret word is teapot"}), "kept")
+    async with in_process(settings, nc, agent) as platform:
+        await output(platform, "bob", to("anna", "keep it"), session_id="one")
+        agent.model.given.lines = ("x", "x", "x", "x")
+        await output(platform, "bob", to("anna", "the secret word?"), session_id="one")
+        assert "Memory: the secret word is teapot" in system(agent), "it is the same user in the same conversation"
+        for task, expected in (
+            (to("anna", "the secret word?"), of_anna),
+            (to("eve", "the secret word?"), of_eve),
+            ("the secret word?", of_nobody),
+        ):
+            agent.model.given.lines = ("x",)
+            await output(platform, "bob", task)
+            assert ("Memory: the secret word" in system(agent)) is expected, task
+
+
+async def test_the_user_goes_along_to_the_agents_that_are_called(settings, nc, pool):
+    await configure(pool, "eve", memory_enabled="true")
+    eve = DurableAgent("eve", model=ScriptedModel("hello"))
+    seen = []
+    for user in ("anna", "otto"):
+        lines = (Call("eve", {"task": "what is the secret word?"}), Call("transfer_to_eve"))
+        agent = DurableAgent("bob", model=ScriptedModel(*lines), tools=[eve], handoffs=["eve"])
+        async with in_process(settings, nc, agent) as platform:
+            if not seen:
+                await eve.memory.keep("1", "r", "the secret word is teapot", "user:anna")
+            eve.model.given.requests.clear()
+            assert await output(platform, "bob", to(user, "what is the secret word?")) == "hello"
+            seen.append(["teapot" in one.messages[0]["content"] for one in eve.model.given.requests])
+    assert seen == [[True, True], [False, False]], "called as a tool, and by a hand-off"
+
+
+@pytest.mark.parametrize("user", [7, "a\nb"])
+async def test_a_user_that_is_none_is_refused_by_name(settings, nc, user):
+    async with in_process(settings, nc, bob("hello")) as platform:
+        with pytest.raises(RunFailed, match="field 'user'"):
+            await platform.ask("bob", to(user, "hello"))
+
+
+async def test_memories_from_before_there_were_scopes_belong_to_the_whole_agent(settings, nc, pool):
+    await configure(pool, "bob", memory_enabled="true")
+    agent = bob("hello", "hello")
+    async with in_process(settings, nc, agent) as platform:
+        await agent.memory.keep("1", "r", "the secret word is teapot")
+        await pool.execute("DROP INDEX memories_scope; ALTER TABLE memories DROP COLUMN scope")
+        agent.memory._ready = False
+        await output(platform, "bob", "the secret word?")
+        assert "Memory: the secret word" in system(agent)

@@ -19,6 +19,7 @@ from tests.platform import in_process
 from tests.support import eventually
 
 PROGRAM = str(Path(__file__).with_name("mcp_program.py"))
+LIAR = str(Path(__file__).with_name("mcp_liar.py"))
 
 
 def seen(request):
@@ -77,6 +78,26 @@ async def test_an_mcp_server_over_http_may_come_later_than_the_agent(settings, n
         finally:
             process.kill()
             await process.wait()
+
+
+async def test_an_mcp_server_that_lies_costs_only_its_own_calls(settings, nc):
+    source = McpServer("liar", [sys.executable, LIAR], timeout=1.0, start_timeout=20)
+    odd = McpServer("odd", [sys.executable, LIAR, "odd"], start_timeout=2)
+    calls = [Call("liar_no_result"), Call("liar_broken_answer"), Call("liar_huge"), Call("liar_silent")]
+    model = ScriptedModel(calls, seen)
+    async with in_process(settings, nc, DurableAgent("bob", model=model, tools=[source, odd])) as platform:
+        said = (await output(platform, "bob", "go", timeout=60)).split(" | ")
+    listed = names(model.requests[0])
+    assert len(listed) == 128, "its pages have no end"
+    assert "liar_no_result" in listed, "the first of two that end up with one name"
+    assert not any(name.startswith("odd") for name in listed), "a list that is none"
+    [long] = [one["function"] for one in model.requests[0].tools if one["function"]["name"] == "liar_long"]
+    assert len(long["description"]) == 4_000
+    kinds = [orjson.loads(one)["error"]["type"] for one in (said[0], said[1], said[3])]
+    assert set(kinds[:2]) == {"PermanentError"}
+    assert kinds[2] in {"PermanentError", "TimeoutError"}
+    assert said[2].startswith("zzz")
+    assert "[cut: the result has 1000000 characters" in said[2][-100:]
 
 
 def test_a_target_that_is_neither_url_nor_command_is_refused():

@@ -48,17 +48,24 @@ async def test_passing_failures_are_tried_again_and_only_the_answer_counts(setti
         faults.status(503, headers={"Retry-After": "0"}),
         faults.status(429, headers={"Retry-After": "0"}),
         faults.status(409, headers={"Retry-After": "0"}),
+        faults.status(408, headers={"Retry-After": "0"}),
+        faults.status(500, headers={"Retry-After": "0"}),
     )
     await configure(pool, "bob", retry_max_attempts=9)
     async with in_process(settings, nc, bob()) as platform:
         assert "As a clerk" in await output(platform, "bob", "hello", session_id="s")
-    assert len(server.asked) == 4
+    assert len(server.asked) == 6
     assert len(await transcript(pool, "s")) == 2
 
 
-@pytest.mark.parametrize("behaviour", [faults.cut("half an "), faults.drop(), faults.raw(b"<html>")])
+@pytest.mark.parametrize(
+    "behaviour",
+    [faults.cut("half an "), faults.stall("half an "), faults.drop(), faults.raw(b"<html>"), faults.answer("")],
+    ids=["cut", "stalled", "dropped", "html", "empty"],
+)
 async def test_half_a_stream_and_nonsense_are_never_journaled_as_an_answer(settings, nc, pool, server, behaviour):
     server.script(behaviour)
+    await configure(pool, "bob", llm_timeout_seconds=0.5)
     heard = []
 
     async def keep(message):

@@ -53,6 +53,14 @@ def test_every_path_that_is_named_is_there(page: Path):
 
 
 @pytest.mark.parametrize("page", PAGES, ids=IDS)
+def test_every_test_that_is_named_is_there(page: Path):
+    for span in code_spans(page):
+        file, _, name = span.partition("::")
+        if name:
+            assert f"def {name}(" in (ROOT / file).read_text(encoding="utf-8"), f"{page.name} names {span}"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=IDS)
 def test_every_target_of_make_that_is_named_is_there(page: Path):
     targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
     script = "\n".join(block.text for block in blocks(page) if block.language == "sh")
