@@ -151,6 +151,21 @@ class RunSignal(RunRef):
     id: Name | None = None
 
 
+class Parts(Message):
+    """In the place of a request's body that one message does not carry: `payload.put` gave the ids of its parts."""
+
+    parts: list[Id] = Field(min_length=1, max_length=4096)
+    hash: Id
+
+
+class PayloadGet(RunRef):
+    """`payload.get`: the JSON text of a run's value, from character `offset` on; with `seq`, of a step's."""
+
+    what: Literal["task", "output", "error", "result"]
+    seq: int | None = Field(None, ge=1, lt=2**63)
+    offset: int = Field(0, ge=0, lt=2**40)
+
+
 class RunApprove(RunRef):
     """`run.approve`: a decision about one tool call, bound to the hash of its arguments; `edit` brings new ones."""
 

@@ -65,7 +65,8 @@ class Settings(BaseSettings):
     run_max_attempts: int = Field(10, ge=1)
     sweep_interval: float = Field(1.0, gt=0, description="how often the scheduler looks for work that nobody woke")
     redispatch_after: float = Field(3.0, gt=0, description="age of a pending run's last wake-up before the next")
-    max_payload: int = Field(1_000_000, ge=1024, description="largest task, result or message")
+    max_payload: int = Field(67_108_864, ge=1024, description="largest task, result, output or signal")
+    inline_payload: int = Field(262_144, ge=1024, description="larger values are stored by reference")
 
     always_replay: bool = Field(False, description="for tests: a run is replayed from its journal at every await")
 

@@ -35,13 +35,15 @@ def raise_for_error(reply: dict[str, Any]) -> dict[str, Any]:
     raise api_error(str(error.get("code")), str(error.get("message", "no message")), **details)
 
 
-async def request(nc: Client, subject: str, payload: Mapping[str, Any], *, timeout: float = 5.0) -> dict[str, Any]:
-    """Ask `subject` and return the reply, waiting at most `timeout` seconds.
+async def request(
+    nc: Client, subject: str, payload: Mapping[str, Any] | bytes, *, timeout: float = 5.0
+) -> dict[str, Any]:
+    """Ask `subject` and return the reply, waiting at most `timeout` seconds. Bytes are sent as they are.
 
     Raises the `ApiError` that the other side sent, `Unavailable` when nobody listens, nobody answers in time or the
     connection is down, `TooLarge` when the payload is over the server's limit.
     """
-    data = orjson.dumps(payload)
+    data = payload if isinstance(payload, bytes) else orjson.dumps(payload)
     try:
         message = await nc.request(subject, data, timeout=timeout)
     except nats_errors.NoRespondersError:

@@ -6,11 +6,13 @@ import asyncio
 from collections.abc import Mapping
 from typing import Any, Final
 
+import orjson
 import structlog
 from nats.aio.client import Client as Nats
 
 from perdure.bus import wire
 from perdure.bus.connection import connect
+from perdure.client import parts
 from perdure.errors import InternalError, RateLimited, Unavailable
 from perdure.settings import Settings, load_settings
 
@@ -19,6 +21,7 @@ FIRST_PAUSE: Final = 0.1
 INSIST_FOR: Final = 5.0  # seconds after which a request is not made again
 LOOK_TIMEOUT: Final = 2.0
 STEPS_PAGE: Final = 1000
+SPARE: Final = 1024  # bytes of a message that are not a request's
 AWAY: Final = (Unavailable, RateLimited, InternalError)
 """What a request meets while a part of the platform restarts; asking again later may help."""
 
@@ -54,8 +57,13 @@ class Connection:
                 await self._nats.close()
 
     async def request(self, subject: str, payload: Mapping[str, Any], *, timeout: float = 5.0) -> dict[str, Any]:
-        """One request. Raises the `ApiError` that answers it."""
-        return await wire.request(await self.nats(), subject, payload, timeout=timeout)
+        """One request, in parts if it is large. Raises the `ApiError` that answers it."""
+        nats = await self.nats()
+        data = orjson.dumps(payload)
+        if len(data) > nats.max_payload - SPARE:
+            data = await parts.put(nats, data, self._settings or load_settings())
+            timeout = max(timeout, parts.PATIENCE)
+        return await wire.request(nats, subject, data, timeout=timeout)
 
     async def insist(self, subject: str, payload: Mapping[str, Any], *, timeout: float = 5.0) -> dict[str, Any]:
         """A request that may safely be made twice: when a part of the platform is away, it is repeated a few times."""
@@ -86,10 +94,22 @@ class Connection:
 
     async def details(self, run_id: str, *, after: int = 0) -> dict[str, Any]:
         """A run with all its steps after a seq, whatever their number. Raises `NotFound`, `Unavailable`."""
-        run = await self.request("run.get", {"run_id": run_id, "after": after})
+        run = more = await self.request("run.get", {"run_id": run_id, "after": after})
         page = run.setdefault("steps", [])
-        while len(page) == STEPS_PAGE:
+        while page and (len(page) == STEPS_PAGE or more.get("more")):
             more = await self.request("run.get", {"run_id": run_id, "after": page[-1]["seq"]})
             page = more.get("steps", [])
             run = {**more, "steps": [*run["steps"], *page]}
         return run
+
+    async def complete(self, run: dict[str, Any]) -> dict[str, Any]:
+        """`run`, a reply of `run.get`, with the values that were too large for it."""
+        await self.fill(run, run["run_id"])
+        for step in run.get("steps") or ():
+            await self.fill(step, run["run_id"], step["seq"])
+        return run
+
+    async def fill(self, place: dict[str, Any], run_id: str, seq: int | None = None) -> None:
+        """Fetch the values of a run, or of its step `seq`, that `place` names in `large`."""
+        for what in list(place.pop("large", ())):
+            place[what] = await parts.get(await self.nats(), run_id, what, seq)

@@ -37,8 +37,8 @@ class RunHandle:
                 run = await wait_for_end(self._connection, self.run_id)
         except TimeoutError:
             raise TimeoutError(f"run {self.run_id} has not ended within {timeout:g} s; it goes on") from None
-        if run["status"] == "completed":
-            return run.get("output")
+        if run["status"] == "completed" and "output" in run:
+            return run["output"]
         raise RunFailed(self.run_id, run["status"], run.get("error"))
 
     def events(self) -> AsyncGenerator[RunEvent]:
@@ -54,8 +54,9 @@ class RunHandle:
     async def details(self, *, steps: bool = True) -> dict[str, Any]:
         """The run as `run.get` gives it: `status`, `output` or `error`, times, and its `steps`. Raises `NotFound`."""
         if steps:
-            return await self._connection.details(self.run_id)
-        return await self._connection.insist("run.get", {"run_id": self.run_id, "steps": False})
+            return await self._connection.complete(await self._connection.details(self.run_id))
+        found = await self._connection.insist("run.get", {"run_id": self.run_id, "steps": False})
+        return await self._connection.complete(found)
 
     async def history(self) -> dict[str, Any]:
         """What a replay of the run reads: `run`, `rows`, `snapshots`; see `perdure.testing`. Raises `NotFound`."""
@@ -66,6 +67,9 @@ class RunHandle:
             whole["rows"] += page["rows"]
             whole["snapshots"] |= page["snapshots"]
             whole["run"] = page["run"]
+        await self._connection.fill(whole["run"], self.run_id)
+        for row in whole["rows"]:
+            await self._connection.fill(row, self.run_id, row["seq"])
         return whole
 
     async def signal(self, name: str, payload: Any = None, id: str | None = None) -> None:  # noqa: A002 -- the wire's word

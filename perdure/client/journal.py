@@ -20,7 +20,7 @@ _TYPES: Final = {
 def step_event(run: Mapping[str, Any], step: Mapping[str, Any]) -> RunEvent:
     """The event of one of the `steps` of `run.get`: equal in `seq`, `type` and `time` to the one that was published."""
     if step["kind"] == "event":
-        said = step["result"] or {}
+        said = step["result"] or {"type": step["name"], "data": {"large": step.get("large", {}).get("result")}}
         return _event(run, step["seq"], str(said.get("type", "event")), step["finished_at"], said.get("data") or {})
     data = {key: step[key] for key in ("name", "path", "kind", "attempt")}
     data |= {key: step[key] for key in ("result", "error") if step.get(key) is not None}

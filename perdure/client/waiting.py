@@ -26,7 +26,7 @@ async def wait_for_end(connection: Connection, run_id: str) -> dict[str, Any]:
         while True:
             run = await connection.look(run_id)
             if run is not None and run["status"] in STOPPED:
-                return run
+                return await connection.complete(run)
             try:
                 await ended.next_msg(timeout=LOOK_EVERY)
             except TimeoutError:

@@ -8,9 +8,11 @@ from typing import Any
 
 from perdure.engine.rows import Start
 from perdure.engine.start_options import StartOptions
+from perdure.engine.stored import task_spot
 from perdure.errors import Conflict
 from perdure.store.postgres import Pool, PooledConnection
 from perdure.store.queries import load_queries
+from perdure.store.vault import vault_of
 
 _RUNS = load_queries("runs.sql")
 _SQL = load_queries("queues.sql")
@@ -19,13 +21,16 @@ _PLAIN = StartOptions()
 
 async def insert_starts(connection: PooledConnection, starts: Sequence[Start]) -> set[str]:
     """Insert runs, each once; the ids of those that are new. With options among them, call it in a transaction."""
-    plain = [start for start in starts if start.options is None]
+    stored = list(zip(starts, await _stored_tasks(connection, starts), strict=True))
+    plain = [(start, task) for start, task in stored if start.options is None]
     made: set[str] = set()
     if plain:
         made = {record["run_id"] for record in await connection.fetch(_RUNS["accept"], *_columns(plain))}
     if len(plain) < len(starts):
-        placed = [start for start in starts if start.options is not None]
-        records = await connection.fetch(_SQL["accept_queued"], *_columns(placed), *_places(placed))
+        placed = [(start, task) for start, task in stored if start.options is not None]
+        records = await connection.fetch(
+            _SQL["accept_queued"], *_columns(placed), *_places([start for start, _ in placed])
+        )
         made |= {record["run_id"] for record in records}
     return made
 
@@ -54,7 +59,9 @@ async def accept_keyed(pool: Pool, start: Start, now: datetime) -> str:
             begin_at = now + timedelta(seconds=options.debounce)
             last = now + timedelta(seconds=options.debounce_max)
             await connection.execute(_SQL["lock_key"], key[0], "debounce", key[1], start.run_id, last, now)
-            holder = await connection.fetchval(_SQL["debounce"], *key, start.task, start.task_hash, begin_at)
+            waiting = await connection.fetchval(_SQL["debounce_holder"], *key)
+            (task,) = await vault_of(connection).put(connection, [(start.task, task_spot(waiting))])
+            holder = await connection.fetchval(_SQL["debounce"], *key, task, start.task_hash, begin_at)
             if holder is not None:
                 start.run_id = holder
                 return "accepted"
@@ -70,13 +77,22 @@ async def accept_keyed(pool: Pool, start: Start, now: datetime) -> str:
     return "waiting" if start.options is not None and start.options.begin_at is not None else "pending"
 
 
-def _columns(starts: Sequence[Start]) -> tuple[list[Any], ...]:
+async def _stored_tasks(connection: PooledConnection, starts: Sequence[Start]) -> list[str | None]:
+    """The tasks of `starts` as their column holds them; large ones are put."""
+    vault, texts = vault_of(connection), [start.task for start in starts]
+    if vault.plain(texts):
+        return list(texts)
+    return await vault.put(connection, [(start.task, task_spot(start.run_id)) for start in starts])
+
+
+def _columns(stored: Sequence[tuple[Start, str | None]]) -> tuple[list[Any], ...]:
+    starts = [start for start, _ in stored]
     return (
         [start.run_id for start in starts],
         [start.agent_name for start in starts],
         [start.workflow for start in starts],
         [start.session_id for start in starts],
-        [start.task for start in starts],
+        [task for _, task in stored],
         [start.task_hash for start in starts],
         [start.parent_run_id for start in starts],
         [start.parent_path for start in starts],

@@ -15,6 +15,7 @@ from perdure.engine.codec import decode
 from perdure.engine.points import reach
 from perdure.engine.queues import claim_queued, where_they_stand
 from perdure.engine.rows import ClaimedRun, JournalRow, claimed, journaled
+from perdure.engine.stored import open_claims
 from perdure.store.failures import CONNECTION_ERRORS
 
 if TYPE_CHECKING:
@@ -174,19 +175,29 @@ class Claims:
         """Read the journals of claimed runs, and execute them."""
         worker = self._worker
         histories = await self._histories([run for run in taken if run.epoch > 1 or run.base_seq > 0])
+        unreadable = await open_claims(worker.pool, taken, histories)
+        for run_id in unreadable:
+            histories.pop(run_id, None)
         snapshots = {config.hash: config, **await self._load_snapshots(taken, histories)}
         if worker.process_id != process_id:
             return  # taken for lost in the meantime: what it claimed is given to others
         for run in taken:
             if run.run_id in worker.executions:
                 worker.executions[run.run_id].close()  # an earlier epoch of ours
-            worker.begin(run, histories.get(run.run_id, []), snapshots[run.config_hash or config.hash], snapshots)
+            stands_on = snapshots[run.config_hash or config.hash]
+            if run.run_id in unreadable:
+                worker.stop_unreadable(run, stands_on, unreadable[run.run_id])
+            else:
+                worker.begin(run, histories.get(run.run_id, []), stands_on, snapshots)
 
     async def again(self, execution: Execution) -> None:
         """Replay a run that this process holds, from the journal, as another process would after it."""
         worker = self._worker
         run = replace(execution.run, cancel_reason=execution.cancel_reason)
         histories = await self._histories([run])
+        unreadable = await open_claims(worker.pool, [], histories)
+        if unreadable:
+            raise unreadable[run.run_id]
         snapshots = await self._load_snapshots([run], histories)
         if worker.executions.get(run.run_id) is execution:
             execution.close()

@@ -7,9 +7,11 @@ from collections.abc import Sequence
 from perdure.engine.accepting import insert_starts
 from perdure.engine.entries import Entry, Place
 from perdure.engine.points import reach
-from perdure.engine.rows import Start
+from perdure.engine.rows import JournalRow, Start
+from perdure.engine.stored import error_spot, output_spot, result_spot, step_error_spot, task_spot
 from perdure.store.postgres import Pool, PooledConnection
 from perdure.store.queries import load_queries
+from perdure.store.vault import Value, vault_of
 
 _SQL = load_queries("engine.sql")
 _RUNS = load_queries("runs.sql")
@@ -59,6 +61,7 @@ async def write_rows(connection: PooledConnection, entries: Sequence[Entry]) -> 
     fences = sorted({entry.place for entry in entries})
     places = [entry.place for entry in entries if entry.row is not None]
     rows = [entry.row for entry in entries if entry.row is not None]
+    results, errors = await _stored_rows(connection, places, rows)
     records = await connection.fetch(
         _SQL["flush"],
         [run_id for run_id, _ in fences],
@@ -71,8 +74,8 @@ async def write_rows(connection: PooledConnection, entries: Sequence[Entry]) -> 
         [row.name for row in rows],
         [row.hash for row in rows],
         [row.outcome for row in rows],
-        [row.result for row in rows],
-        [row.error for row in rows],
+        results,
+        errors,
         [row.attempt for row in rows],
         [row.due_at for row in rows],
         [row.signal_seq for row in rows],
@@ -81,6 +84,40 @@ async def write_rows(connection: PooledConnection, entries: Sequence[Entry]) -> 
         [row.finished_at for row in rows],
     )
     return {(record["run_id"], record["epoch"]) for record in records}
+
+
+async def _stored_rows(
+    connection: PooledConnection, places: Sequence[Place], rows: Sequence[JournalRow]
+) -> tuple[list[str | None], list[str | None]]:
+    """Results and errors as their columns hold them; what is large is put first."""
+    results, errors = [row.result for row in rows], [row.error for row in rows]
+    vault = vault_of(connection)
+    if vault.plain(results) and vault.plain(errors):
+        return results, errors
+    wanted: list[Value] = []
+    for (run_id, _), row in zip(places, rows, strict=True):
+        wanted.append((row.result, result_spot(run_id, row.seq, row.path)))
+        wanted.append((row.error, step_error_spot(run_id, row.seq, row.path)))
+    stored = await vault.put(connection, wanted)
+    return stored[::2], stored[1::2]
+
+
+async def _stored_moves(
+    connection: PooledConnection, entries: Sequence[Entry]
+) -> tuple[list[str | None], list[str | None], list[str | None]]:
+    """Outputs, errors and new tasks as their columns hold them; what is large is put first."""
+    moves = [(entry.writer.run_id, entry.move) for entry in entries if entry.move is not None]
+    plain = [move.output for _, move in moves], [move.error for _, move in moves], [move.task for _, move in moves]
+    vault = vault_of(connection)
+    if all(vault.plain(texts) for texts in plain):
+        return plain
+    wanted: list[Value] = []
+    for run_id, move in moves:
+        wanted.append((move.output, output_spot(run_id)))
+        wanted.append((move.error, error_spot(run_id)))
+        wanted.append((move.task, task_spot(run_id)))
+    stored = await vault.put(connection, wanted)
+    return stored[::3], stored[1::3], stored[2::3]
 
 
 async def _write_starts(connection: PooledConnection, starts: list[Start]) -> None:
@@ -110,18 +147,19 @@ async def _consume(connection: PooledConnection, entries: Sequence[Entry]) -> No
 
 async def _move(connection: PooledConnection, entries: Sequence[Entry]) -> dict[Place, bool]:
     moves = [entry.move for entry in entries if entry.move is not None]
+    outputs, errors, tasks = await _stored_moves(connection, entries)
     records = await connection.fetch(
         _SQL["move"],
         [entry.writer.run_id for entry in entries],
         [entry.writer.epoch for entry in entries],
         [move.status for move in moves],
-        [move.output for move in moves],
-        [move.error for move in moves],
+        outputs,
+        errors,
         [move.wake_at for move in moves],
         [move.waiting_signals for move in moves],
         [move.waiting_children for move in moves],
         [move.end_seq for move in moves],
-        [move.task for move in moves],
+        tasks,
         [move.base_seq for move in moves],
     )
     if paused := {(record["run_id"], record["epoch"]) for record in records if record["status"] == "paused"}:

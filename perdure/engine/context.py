@@ -14,6 +14,7 @@ from perdure import subjects
 from perdure.engine.codec import encode, identity, short_hash
 from perdure.engine.context_parallel import ParallelContext
 from perdure.engine.definition import StepInjected
+from perdure.engine.failure import too_large
 from perdure.engine.points import reach
 from perdure.engine.retry import Retry
 from perdure.engine.rows import JournalRow
@@ -301,6 +302,7 @@ class Context(ParallelContext, StepInjected):
             wait,
         )
         call.start.parent_path = call.path
+        self._refuse_large(f"the task of {target}", call.start.task)
         return call
 
     def start(
@@ -331,6 +333,7 @@ class Context(ParallelContext, StepInjected):
             start_at=start_at,
         )
         start = new_start(child, target, task, workflow=workflow, session_id=session_id, options=options)
+        self._refuse_large(f"the task of {target}", start.task)
         more = {
             "queue": queue,
             "priority": priority or None,
@@ -350,6 +353,11 @@ class Context(ParallelContext, StepInjected):
             start=start,
             change=lambda value: ChildRun(value["run_id"], value["agent"]),
         )
+
+    def _refuse_large(self, what: str, text: str) -> None:
+        refused = too_large(what, text, self._execution.host.settings.max_payload)
+        if refused is not None:
+            raise refused
 
     def _child_id(self, wanted: str | None, prefix: str, position: int) -> str:
         if wanted is not None:
@@ -417,6 +425,7 @@ class Context(ParallelContext, StepInjected):
         type = one_line(type, what="an event's type")  # noqa: A001 -- the event's word
         execution = self._execution
         said = encode({"type": type, "data": dict(event)}, what="event")
+        self._refuse_large("the event", said)
         digest = identity(type, (event,), {})
         call = RecordCall(execution, execution.branch(), "event", type, digest, result=said, change=lambda _value: None)
         call.begin()  # an event is sent whether or not its sender waits for the commit
@@ -451,7 +460,9 @@ class Context(ParallelContext, StepInjected):
             names = ", ".join(undo.name for undo in self._execution.undos)
             raise WorkflowMisuse(f"continue_as_new would forget what is registered with ctx.on_failure: {names}")
         reach("continue.before", self.run_id)
-        raise RunContinued(encode(task, what="the new task"))
+        text = encode(task, what="the new task")
+        self._refuse_large("the new task", text)
+        raise RunContinued(text)
 
 
 def _said(options: Mapping[str, Any]) -> dict[str, Any]:

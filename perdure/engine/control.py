@@ -11,6 +11,7 @@ from perdure.engine import queues, runs
 from perdure.engine.codec import encode
 from perdure.engine.points import reach
 from perdure.engine.rows import TERMINAL
+from perdure.engine.stored import copy_values
 from perdure.errors import Conflict, NotFound
 from perdure.store.postgres import Pool, PooledConnection
 from perdure.store.queries import load_queries
@@ -135,6 +136,7 @@ async def restart(pool: Pool, nats: Client, run_id: str, new_id: str) -> asyncpg
         if record is None:
             await _check_origin(connection, new_id, run_id, "restart")
             return place
+        await copy_values(connection, run_id, new_id)
         await queues.place(connection, [new_id], own=False)
     runs.wake(nats, new_id, record["agent_name"])
     return record
@@ -160,6 +162,7 @@ async def fork(pool: Pool, nats: Client, run_id: str, step: str, new_id: str) ->
         if record is None:
             await _check_origin(connection, new_id, run_id, "fork")
             return place
+        await copy_values(connection, run_id, new_id)
         await queues.place(connection, [new_id], own=False)
     reach("fork.after", run_id)
     runs.wake(nats, new_id, record["agent_name"])

@@ -22,6 +22,9 @@ if TYPE_CHECKING:
     from perdure.engine.steps import StepCall
 
 _LONGEST_RESULT = 8_192
+LARGEST_DATA = (
+    262_144  # bytes of an event of the workflow, or of an output in the word of a run's end; the rest is read
+)
 
 _STEP_EVENTS = {"ok": "step.completed", "error": "step.failed", "timeout": "step.failed", "open": "step.started"}
 
@@ -42,7 +45,10 @@ def row_event(row: JournalRow, run_id: str, agent: str) -> bytes | None:
     """The event that a journal row stands for, or `None` for rows that are the engine's own."""
     if row.kind == "event":
         said = orjson.loads(row.result or "{}")
-        return render(row.seq, said["type"], run_id, agent, row.finished_at, orjson.dumps(said["data"]))
+        data = orjson.dumps(said["data"])
+        if len(data) > LARGEST_DATA:
+            data = b'{"large":%d}' % len(data)
+        return render(row.seq, said["type"], run_id, agent, row.finished_at, data)
     kind = "step.retrying" if row.kind == "retry" else _STEP_EVENTS[row.outcome]
     parts = b'{"name":%s,"path":"%s","kind":"%s","attempt":%d' % (
         orjson.dumps(row.name),
@@ -52,7 +58,7 @@ def row_event(row: JournalRow, run_id: str, agent: str) -> bytes | None:
     )
     if row.result is not None and len(row.result) <= _LONGEST_RESULT:
         parts += b',"result":' + row.result.encode()
-    if row.error is not None:
+    if row.error is not None and len(row.error) <= LARGEST_DATA:
         parts += b',"error":' + row.error.encode()
     if row.due_at is not None:
         parts += b',"due_at":"%s"' % row.due_at.isoformat().encode()
@@ -61,7 +67,7 @@ def row_event(row: JournalRow, run_id: str, agent: str) -> bytes | None:
 
 def end_data(output: str | None, error: str | None) -> bytes:
     """The data of an event about a whole run."""
-    if error is not None:
+    if error is not None and len(error) <= LARGEST_DATA:
         return b'{"error":%s}' % error.encode()
     if output is not None and len(output) <= _LONGEST_RESULT:
         return b'{"output":%s}' % output.encode()
@@ -85,6 +91,9 @@ class Events:
         """Send without waiting; a message that cannot leave now is counted, the journal has what it says."""
         if not self._nats.is_connected:
             self.dropped += 1
+            return
+        if len(payload) > self._nats.max_payload:
+            self.dropped += 1  # a token or a progress mark of the author's own: the journal has what counts
             return
         publish_nowait(self._nats, subject, payload)
 
@@ -143,8 +152,13 @@ class Events:
 
 
 def ended_payload(run_id: str, agent: str, move: Move) -> bytes:
-    """The reply of `run.ask`, as JSON: `status`, `run_id`, `agent`, and `output` or `error`."""
+    """The reply of `run.ask`, as JSON: `status`, `run_id`, `agent`, and `output` or `error`.
+
+    `look` says that they are not in it: whoever waits reads the run's row.
+    """
     reply = b'{"status":"%s","run_id":"%s","agent":"%s"' % (move.status.encode(), run_id.encode(), agent.encode())
+    if max(len(text or "") for text in (move.output, move.error)) > LARGEST_DATA:
+        return reply + b',"look":true}'
     if move.output is not None:
         reply += b',"output":' + move.output.encode()
     if move.error is not None:

@@ -19,7 +19,7 @@ import structlog
 from perdure.engine.branch import OUTSIDE, Branch, current, this_task
 from perdure.engine.codec import encode
 from perdure.engine.entries import Entry
-from perdure.engine.failure import describe, mismatch
+from perdure.engine.failure import describe, mismatch, too_large
 from perdure.engine.points import reach
 from perdure.engine.rows import ClaimedRun, JournalRow, Move, Snapshot, Start
 from perdure.errors import ControlFlow, RunContinued, RunSuspended, WorkflowMisuse
@@ -117,9 +117,8 @@ class Execution:
         except BaseException as error:  # noqa: BLE001 -- whatever a workflow raises is its run's outcome
             await self._fail(error)
         else:
-            if len(output) > self.host.settings.max_payload:
-                said = f"the output has {len(output)} bytes; the limit is {self.host.settings.max_payload}"
-                await self._fail(TypeError(said))
+            if (refused := too_large("the output", output, self.host.settings.max_payload)) is not None:
+                await self._fail(refused)
                 return
             self._end(Move("completed", output=output))
 

@@ -25,6 +25,13 @@ def describe(error: BaseException) -> dict[str, Any]:
     return said
 
 
+def too_large(what: str, text: str, limit: int) -> TypeError | None:
+    """The refusal of `text` if it has more than `limit` bytes; `what` names it."""
+    if len(text) * 4 <= limit or (size := len(text.encode())) <= limit:
+        return None
+    return TypeError(f"{what} has {size} bytes; the limit is {limit} (PERDURE_MAX_PAYLOAD): pass a reference to it")
+
+
 def clean(text: str) -> str:
     """`text` as every store can hold it, and not longer than 4,000 characters."""
     text = text.replace("\x00", "\\0").encode("utf-8", "backslashreplace").decode()

@@ -10,10 +10,13 @@ from typing import Any, get_type_hints
 import asyncpg
 
 from perdure.engine.codec import decode, encode
+from perdure.engine.room import STEP_BYTES, Room
 from perdure.engine.rows import ClaimedRun, JournalRow
+from perdure.engine.stored import WHOLE, Spots, open_columns, step_spots
 from perdure.errors import NotFound
 from perdure.store.postgres import Pool
 from perdure.store.queries import load_queries
+from perdure.store.vault import Unreadable
 
 _SQL = load_queries("runs.sql")
 _ENGINE = load_queries("engine.sql")
@@ -24,24 +27,29 @@ _JSON = ("task", "output", "result", "error")
 _TIMES = {name for name, hint in get_type_hints(JournalRow).items() if hint in (datetime, datetime | None)}
 
 
-async def page(pool: Pool, run_id: str, *, after: int = 0) -> dict[str, Any]:
+async def page(pool: Pool, run_id: str, *, after: int = 0, room: int | None = None) -> dict[str, Any]:
     """The run, its rows after seq `after` and the snapshots they name; `next_after` is None on the last page.
 
-    JSON texts are values; one that is NULL is left out, so that it differs from a JSON `null`. Raises `NotFound`.
+    JSON texts are values; one that is NULL is left out, so that it differs from a JSON `null`. With `room` the page has
+    about so many bytes at most, and a value that does not fit is named in `large`. Raises `NotFound`, `Unreadable`.
     """
     record = await pool.fetchrow(_SQL["recorded_run"], run_id)
     if record is None:
         raise NotFound(f"there is no run {run_id!r}", run_id=run_id)
+    space = Room(room)
+    run = _plain(await _opened(pool, record, WHOLE, space), space)
     found = await pool.fetch(_SQL["recorded_rows"], run_id, max(after, record["base_seq"]), ROWS)
+    spots = step_spots(run_id)
     rows: list[dict[str, Any]] = []
     size = 0
-    for each in found:
-        size += len(each["result"] or "") + len(each["error"] or "") + 200
-        if rows and size > BYTES:
+    for record in found:
+        each = await _opened(pool, record, spots, space)
+        size += sum(len(text) for text in (each["result"], each["error"]) if isinstance(text, str)) + 200
+        if rows and (size > BYTES or not space.has(STEP_BYTES, each["result"], each["error"])):
             break
-        rows.append(_plain(each))
+        space.take(STEP_BYTES)
+        rows.append(_plain(each, space))
     whole = len(rows) == len(found) < ROWS
-    run = _plain(record)
     return {
         "status": "success",
         "run_id": run_id,
@@ -72,12 +80,20 @@ async def _snapshots(pool: Pool, run: Mapping[str, Any], rows: list[dict[str, An
     return {r["hash"]: {"revision": r["revision"], "values": decode(r["values"])} for r in records}
 
 
-def _plain(record: asyncpg.Record) -> dict[str, Any]:
+async def _opened(pool: Pool, record: asyncpg.Record, spots: Spots, space: Room) -> Mapping[str, Any]:
+    (opened,) = await open_columns(pool, [record], spots, space)
+    for column in spots:
+        if isinstance(opened[column], Unreadable):
+            raise opened[column]
+    return opened
+
+
+def _plain(record: Mapping[str, Any], space: Room) -> dict[str, Any]:
     said: dict[str, Any] = {}
     for name, value in record.items():
         if name in _JSON:
             if value is not None:
-                said[name] = decode(value)
+                space.fill(said, name, value)
         else:
             said[name] = value.isoformat() if isinstance(value, datetime) else value
     return said

@@ -9,8 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 import structlog
 
+from perdure.engine.stored import OUTCOME, open_columns, signal_spot, unreadable
 from perdure.engine.waits import ChildCall, SignalCall
 from perdure.store.failures import CONNECTION_ERRORS
+from perdure.store.vault import Unreadable
 
 if TYPE_CHECKING:
     from perdure.engine.execution import Execution
@@ -126,7 +128,11 @@ class Mailbox:
         waiting = [run_id for run_id, execution in wanted.items() if self._waits(execution)]
         if not waiting:
             return []
-        return list(await self._worker.pool.fetch(self._worker.queries["unconsumed_signals"], waiting))
+        pool = self._worker.pool
+        records = await pool.fetch(self._worker.queries["unconsumed_signals"], waiting)
+        return await open_columns(
+            pool, records, {"payload": lambda record: signal_spot(record["run_id"], record["name"])}
+        )
 
     @staticmethod
     def _waits(execution: Execution) -> bool:
@@ -140,6 +146,9 @@ class Mailbox:
                 continue
             for call in list(execution.pending.values()):
                 if isinstance(call, SignalCall) and call.signal == record["name"] and not call.abandoned:
+                    if isinstance(record["payload"], Unreadable):
+                        execution.block(unreadable(record["payload"]))
+                        break
                     execution.taken.add(record["seq"])
                     call.take(record["seq"], record["payload"])
                     break
@@ -148,7 +157,13 @@ class Mailbox:
         children = {call.child for execution in wanted.values() for call in _children_of(execution)}
         if not children:
             return []
-        return list(await self._worker.pool.fetch(self._worker.queries["children"], list(children)))
+        pool = self._worker.pool
+        records = await pool.fetch(self._worker.queries["children"], list(children))
+        return await open_columns(
+            pool,
+            records,
+            OUTCOME,
+        )
 
     @staticmethod
     def _hand_children(wanted: Mapping[str, Execution], records: list[Any]) -> None:
@@ -159,7 +174,13 @@ class Mailbox:
                 if record is None or execution.closed or execution.leaving or call.abandoned:
                     continue
                 if record["ended"] or record["task_hash"] != call.start.task_hash:
-                    call.ended(record)
+                    said = next(
+                        (each for each in (record["output"], record["error"]) if isinstance(each, Unreadable)), None
+                    )
+                    if said is not None:
+                        execution.block(unreadable(said))
+                    else:
+                        call.ended(record)
 
 
 def _children_of(execution: Execution) -> list[ChildCall]:

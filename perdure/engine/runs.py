@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
@@ -15,11 +15,14 @@ from perdure.engine.accepting import insert_starts
 from perdure.engine.codec import decode, encode, short_hash
 from perdure.engine.events import end_data, ended_payload, publish_nowait, render
 from perdure.engine.points import reach
+from perdure.engine.room import STEP_BYTES, Room
 from perdure.engine.rows import TERMINAL, Move, Start
 from perdure.engine.start_options import StartOptions
+from perdure.engine.stored import OUTCOME, WHOLE, open_columns, readable, signal_spot, step_spots
 from perdure.errors import Conflict, InvalidRequest, NotFound
 from perdure.store.postgres import Connection, Pool
 from perdure.store.queries import load_queries
+from perdure.store.vault import vault_of
 
 _SQL = load_queries("runs.sql")
 _ENGINE = load_queries("engine.sql")
@@ -73,22 +76,41 @@ async def accept(pool: Pool, starts: Sequence[Start]) -> dict[str, str]:
     return statuses
 
 
-def outcome(record: asyncpg.Record) -> dict[str, Any]:
-    """A run's reply: `status`, `run_id`, `agent`, and `output` or `error` when it has ended."""
+def outcome(record: Mapping[str, Any], room: Room | None = None) -> dict[str, Any]:
+    """A run's reply: `status`, `run_id`, `agent`, and `output` or `error` when it has ended.
+
+    What `room` has no place for is named in `large`, with its size. The columns are as `open_columns` gives them.
+    """
+    room = room or Room()
     reply: dict[str, Any] = {"status": record["status"], "run_id": record["run_id"], "agent": record["agent_name"]}
-    if record["status"] == "completed":
-        reply["output"] = decode(record["output"])
+    if record["status"] == "completed" and record["output"] is not None:
+        room.fill(reply, "output", record["output"])
     if record["error"] is not None:
-        reply["error"] = decode(record["error"])
+        room.fill(reply, "error", record["error"])
     return reply
 
 
-async def get(pool: Pool, run_id: str, *, steps: bool = True, limit: int = 1000, after: int = 0) -> dict[str, Any]:
-    """One run with its steps so far. Raises `NotFound`."""
+async def outcomes(pool: Pool, records: Sequence[asyncpg.Record], room: int) -> list[dict[str, Any]]:
+    """The replies of ended runs, each of at most about `room` bytes."""
+    opened = await open_columns(pool, records, OUTCOME, Room(room))
+    return [outcome(readable(record, "output", "error"), Room(room)) for record in opened]
+
+
+async def get(
+    pool: Pool, run_id: str, *, steps: bool = True, limit: int = 1000, after: int = 0, room: int | None = None
+) -> dict[str, Any]:
+    """One run with its steps so far. Raises `NotFound`.
+
+    With `room` the reply has about that many bytes at most: values that do not fit are named in `large`, with their
+    sizes, and when steps are left out `more` says so.
+    """
     record = await pool.fetchrow(_SQL["get"], run_id)
     if record is None:
         raise NotFound(f"there is no run {run_id!r}", run_id=run_id)
-    reply = outcome(record) | {
+    space = Room(room)
+    (opened,) = await open_columns(pool, [record], WHOLE, space)
+    whole = readable(opened, "output", "error", "task")
+    reply = outcome(whole, space) | {
         "workflow": record["workflow"],
         "version": record["version"] or None,
         "source_hash": record["source_hash"],
@@ -100,7 +122,6 @@ async def get(pool: Pool, run_id: str, *, steps: bool = True, limit: int = 1000,
         "parent_run_id": record["parent_run_id"],
         "origin_run_id": record["origin_run_id"],
         "origin_kind": record["origin_kind"],
-        "task": decode(record["task"]),
         "epoch": record["epoch"],
         "attempts": record["attempts"],
         "process_id": record["process_id"],
@@ -112,9 +133,40 @@ async def get(pool: Pool, run_id: str, *, steps: bool = True, limit: int = 1000,
         "started_at": _time(record["started_at"]),
         "finished_at": _time(record["finished_at"]),
     }
+    space.fill(reply, "task", whole["task"])
     if steps:
-        reply["steps"] = [_step(row) for row in await pool.fetch(_SQL["steps"], run_id, after, limit)]
+        reply["steps"] = []
+        rows = await pool.fetch(_SQL["steps"], run_id, after, limit)
+        for row in rows:
+            (opened,) = await open_columns(pool, [row], step_spots(run_id), space)
+            whole = readable(opened, "result", "error")
+            if reply["steps"] and not space.has(STEP_BYTES, whole["result"], whole["error"]):
+                reply["more"] = True
+                break
+            reply["steps"].append(_step(whole, space))
     return reply
+
+
+async def value_of(pool: Pool, run_id: str, what: str, seq: int | None) -> str | None:
+    """The JSON text of a run's `task`, `output` or `error`, or (with `seq`) of a step's `result` or `error`.
+
+    None when there is no such value. Raises `NotFound` for an unknown run or step, `Unreadable`.
+    """
+    if seq is None:
+        record = await pool.fetchrow(_SQL["get"], run_id)
+        spots = WHOLE
+    else:
+        rows = await pool.fetch(_SQL["steps"], run_id, seq - 1, 1)
+        record = rows[0] if rows and rows[0]["seq"] == seq else None
+        spots = step_spots(run_id)
+    if record is None:
+        raise NotFound(
+            f"there is no run {run_id!r}" + ("" if seq is None else f", or no step {seq} of it"), run_id=run_id
+        )
+    if what not in spots:
+        raise InvalidRequest(f"field 'what': it is one of {sorted(spots)}{'' if seq is None else ' with a seq'}")
+    (text,) = await vault_of(pool).open(pool, [(record[what], spots[what](record))])
+    return text
 
 
 async def _why_pending(pool: Pool, run: asyncpg.Record) -> dict[str, str] | None:
@@ -145,22 +197,26 @@ def _time(moment: Any) -> str | None:
     return None if moment is None else moment.isoformat()
 
 
-def _step(record: asyncpg.Record) -> dict[str, Any]:
+def _step(record: Mapping[str, Any], room: Room) -> dict[str, Any]:
     names = {"ok": "completed", "error": "failed", "timeout": "timed_out", "open": "waiting"}
-    return {
+    step = {
         "seq": record["seq"],
         "path": record["path"],
         "kind": record["kind"],
         "name": record["name"],
         "status": "retrying" if record["kind"] == "retry" else names[record["outcome"]],
-        "result": decode(record["result"]),
-        "error": decode(record["error"]),
+        "result": None,
+        "error": None,
         "attempt": record["attempt"],
         "epoch": record["epoch"],
         "config_revision": record["config_revision"],
         "started_at": _time(record["started_at"]),
         "finished_at": _time(record["finished_at"]),
     }
+    room.take(STEP_BYTES)
+    room.fill(step, "result", record["result"])
+    room.fill(step, "error", record["error"])
+    return step
 
 
 async def list_runs(
@@ -182,6 +238,8 @@ async def list_runs(
     )
     names = {record["queue_name"] for record in records if record["status"] == "pending"}
     reasons = {name: await queues.why_queued(pool, name) for name in names if name is not None}
+    errors = await open_columns(pool, records[:limit], {"error": OUTCOME["error"]})
+    opened = [readable(record, "error") for record in errors]
     rows = [
         {
             "run_id": r["run_id"],
@@ -199,7 +257,7 @@ async def list_runs(
             "started_at": _time(r["started_at"]),
             "finished_at": _time(r["finished_at"]),
         }
-        for r in records[:limit]
+        for r in opened
     ]
     return rows, (records[limit - 1]["turn"] if len(records) > limit else None)
 
@@ -211,8 +269,10 @@ async def send_signal(
 
     Raises `NotFound` for an unknown run and `Conflict` for one that has ended. The same `signal_id` again: once.
     """
+    text = encode(payload, what="payload")
+    (stored,) = await vault_of(pool).put(pool, [(text, signal_spot(run_id, name))])
     reach("signal.before", run_id, name)
-    record = await pool.fetchrow(_SQL["send_signal"], run_id, name, encode(payload, what="payload"), signal_id)
+    record = await pool.fetchrow(_SQL["send_signal"], run_id, name, stored, signal_id)
     reach("signal.after", run_id, name)
     if record is None:
         raise NotFound(f"there is no run {run_id!r} to signal", run_id=run_id)

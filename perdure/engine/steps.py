@@ -17,7 +17,7 @@ from perdure.engine.codec import decode, encode
 from perdure.engine.commits import write_rows
 from perdure.engine.definition import StepFunction, StepInjected, step_function
 from perdure.engine.entries import Entry
-from perdure.engine.failure import describe
+from perdure.engine.failure import describe, too_large
 from perdure.engine.points import reach
 from perdure.engine.retry import Retry
 from perdure.engine.rows import JournalRow
@@ -189,9 +189,8 @@ class StepCall(Call[Any]):
         what = f"the result of {self.kind} {self.name!r}"
         try:
             text = self._spec.result.encode(value, what=what)
-            size, limit = len(text.encode()), self.execution.host.settings.max_payload
-            if size > limit:
-                raise Untravelable(f"{what} has {size} bytes; the limit is {limit}: return a reference to it")
+            if (refused := too_large(what, text, self.execution.host.settings.max_payload)) is not None:
+                raise refused
             self._spec.result.decode(text, what=what)
         except TypeError as error:
             raise Untravelable(str(error)) from error

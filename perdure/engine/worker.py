@@ -30,10 +30,12 @@ from perdure.engine.mailbox import Mailbox
 from perdure.engine.offer import Offer
 from perdure.engine.points import reach
 from perdure.engine.rows import ClaimedRun, JournalRow, Move
+from perdure.engine.stored import unreadable
 from perdure.settings import Settings
 from perdure.store.failures import CONNECTION_ERRORS
 from perdure.store.postgres import Pool
 from perdure.store.queries import load_queries
+from perdure.store.vault import Unreadable
 
 if TYPE_CHECKING:
     from perdure.config.snapshot import AgentConfig
@@ -245,6 +247,12 @@ class Worker:
     def replay(self, execution: Execution) -> None:
         """Begin the run anew from its journal, under the epoch it has."""
         self._soon(self._patiently(functools.partial(self._claims.again, execution)))
+
+    def stop_unreadable(self, run: ClaimedRun, config: AgentConfig, error: Unreadable) -> None:
+        """Stop a claimed run whose task or journal cannot be read: it waits for a person as `blocked`."""
+        execution = Execution(self, run, self.offer.find(run.workflow, run.version), [], config, {}, self.process_id)
+        self.executions[run.run_id] = execution
+        execution.block(unreadable(error))
 
     def closed(self, execution: Execution) -> None:
         """The execution has left memory."""

@@ -10,6 +10,7 @@ import asyncpg
 
 from perdure.errors import SetupError
 from perdure.settings import Settings
+from perdure.store.vault import Vault
 
 Pool: TypeAlias = "asyncpg.Pool[asyncpg.Record]"
 Connection: TypeAlias = "asyncpg.Connection[asyncpg.Record]"
@@ -47,9 +48,11 @@ async def create_pool(settings: Settings, role: str, *, size: int | None = None,
 
     Raises `SetupError` when the database cannot be reached, naming the address (never the password).
     """
+    vault = Vault(None, settings.inline_payload)
     try:
         return await asyncpg.create_pool(
             database_of(settings),
+            connection_class=type("Connection", (asyncpg.Connection,), {"vault": vault}),  # see `vault_of`
             min_size=0 if lazy else 1,
             max_size=size or settings.pool_size,
             command_timeout=settings.statement_timeout + 5,

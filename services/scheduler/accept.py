@@ -24,6 +24,7 @@ from perdure.messages import RunStart, parse
 from perdure.settings import Settings
 from perdure.store.failures import CONNECTION_ERRORS
 from perdure.store.postgres import Pool
+from services.scheduler.payloads import Payloads
 
 log = structlog.get_logger(__name__)
 
@@ -43,7 +44,10 @@ class _Waiting:
 class Acceptor:
     """Makes runs of requests. An accepted run is a committed row; the wake-up after it may be lost."""
 
-    def __init__(self, pool: Pool, nats: Client, settings: Settings, clock: Clock | None = None) -> None:
+    def __init__(
+        self, pool: Pool, nats: Client, settings: Settings, payloads: Payloads, clock: Clock | None = None
+    ) -> None:
+        self._payloads = payloads
         self._pool = pool
         self._nats = nats
         self._settings = settings
@@ -54,16 +58,13 @@ class Acceptor:
 
     async def start(self, request: Request) -> dict[str, Any]:
         """`run.start.<agent>`."""
-        start = self.read(request, RunStart)
+        data = await self._payloads.whole(request.data)
+        start = self.of(request.agent, parse(RunStart, data), len(data))
         await self.accept(start)
         return {"status": "accepted", "run_id": start.run_id}
 
-    def read(self, request: Request, model: type[RunStart]) -> Start:
-        """The run that a request asks for. Raises `InvalidRequest`, or `TooLarge` naming the limit."""
-        return self.of(request.agent, parse(model, request.data), len(request.data))
-
     def of(self, agent: str, said: RunStart, size: int) -> Start:
-        """A run of `agent` as `said` in `size` bytes."""
+        """A run of `agent` as `said` in `size` bytes. Raises `TooLarge` naming the limit."""
         if size > self._settings.max_payload:
             raise TooLarge(
                 f"the request has {size} bytes; the limit is {self._settings.max_payload} (PERDURE_MAX_PAYLOAD)"

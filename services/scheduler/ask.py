@@ -14,13 +14,15 @@ from nats.aio.msg import Msg
 from perdure import subjects
 from perdure.bus.service import Request
 from perdure.engine import runs
+from perdure.engine.room import MARGIN
 from perdure.engine.rows import TERMINAL
-from perdure.errors import RunFailed
+from perdure.errors import RunFailed, TooLarge
 from perdure.messages import RunAsk, parse
 from perdure.store.failures import CONNECTION_ERRORS
 from perdure.store.postgres import Pool
 from perdure.store.queries import load_queries
 from services.scheduler.accept import Acceptor
+from services.scheduler.payloads import Payloads
 
 _SQL = load_queries("runs.sql")
 log = structlog.get_logger(__name__)
@@ -32,7 +34,9 @@ STOPPED = TERMINAL | {"blocked", "needs_review"}
 class Asks:
     """Relays ends to those who asked. One subscription hears of every end; one query a second finds the missed ones."""
 
-    def __init__(self, nats: Client, pool: Pool, acceptor: Acceptor) -> None:
+    def __init__(self, nats: Client, pool: Pool, acceptor: Acceptor, payloads: Payloads) -> None:
+        self._payloads = payloads
+        self._looks: set[asyncio.Task[None]] = set()
         self._nats = nats
         self._pool = pool
         self._acceptor = acceptor
@@ -44,8 +48,9 @@ class Asks:
 
     async def ask(self, request: Request) -> dict[str, Any]:
         """`run.ask.<agent>`. Raises `RunFailed` when the run ends without an output."""
-        said = parse(RunAsk, request.data)
-        start = self._acceptor.of(request.agent, said, len(request.data))
+        data = await self._payloads.whole(request.data)
+        said = parse(RunAsk, data)
+        start = self._acceptor.of(request.agent, said, len(data))
         if start.options is not None and start.options.keyed:
             await self._acceptor.accept(start)  # it may be another run, and that may have ended
         answer: asyncio.Future[dict[str, Any]] = asyncio.get_running_loop().create_future()
@@ -63,7 +68,13 @@ class Asks:
             self._waiting[start.run_id].remove(answer)
             if not self._waiting[start.run_id]:
                 del self._waiting[start.run_id]
-        if reply["status"] == "completed":
+        if "output" in (reply.get("large") or {}):
+            raise TooLarge(
+                f"the output of run {start.run_id} has {reply['large']['output']} bytes, and no message carries it: "
+                f"read it in slices with {subjects.PAYLOAD_GET}, or with Client",
+                run_id=start.run_id,
+            )
+        if reply["status"] == "completed" and "output" in reply:
             return reply
         raise RunFailed(start.run_id, reply["status"], reply.get("error"))
 
@@ -75,7 +86,13 @@ class Asks:
     async def _ended(self, message: Msg) -> None:
         run_id = message.subject.rpartition(".")[2]
         if run_id in self._waiting:
-            self._tell(run_id, orjson.loads(message.data))
+            reply = orjson.loads(message.data)
+            if reply.get("look"):
+                task = asyncio.create_task(self._look_patiently([run_id]))
+                self._looks.add(task)
+                task.add_done_callback(self._looks.discard)
+            else:
+                self._tell(run_id, reply)
 
     def _tell(self, run_id: str, reply: dict[str, Any]) -> None:
         for answer in self._waiting.get(run_id, ()):
@@ -87,12 +104,16 @@ class Asks:
         while True:
             await asyncio.sleep(LOOK_EVERY)
             if self._waiting:
-                try:
-                    await self._look(list(self._waiting))
-                except CONNECTION_ERRORS as error:
-                    log.info("ends not looked for", action="ask.retry", error=type(error).__name__)
+                await self._look_patiently(list(self._waiting))
+
+    async def _look_patiently(self, run_ids: list[str]) -> None:
+        try:
+            await self._look(run_ids)
+        except CONNECTION_ERRORS as error:
+            log.info("ends not looked for; the next look is soon", action="ask.retry", error=type(error).__name__)
 
     async def _look(self, run_ids: list[str]) -> None:
-        for record in await self._pool.fetch(_SQL["outcomes"], run_ids):
-            if record["status"] in STOPPED:
-                self._tell(record["run_id"], runs.outcome(record))
+        records = await self._pool.fetch(_SQL["outcomes"], run_ids)
+        ended = [record for record in records if record["status"] in STOPPED]
+        for reply in await runs.outcomes(self._pool, ended, self._nats.max_payload - MARGIN):
+            self._tell(reply["run_id"], reply)

@@ -13,6 +13,7 @@ from perdure.agent import approvals
 from perdure.bus.endpoint import Handler
 from perdure.bus.service import Request
 from perdure.engine import bulk, control, history, runs
+from perdure.engine.room import MARGIN
 from perdure.engine.rows import TERMINAL
 from perdure.errors import InvalidRequest
 from perdure.messages import (
@@ -31,6 +32,7 @@ from perdure.messages import (
 )
 from perdure.settings import Settings
 from perdure.store.postgres import Pool
+from services.scheduler.payloads import Payloads
 
 MOMENT: Final = 0.5  # seconds that a request waits for a process to do what it was asked
 
@@ -38,7 +40,8 @@ MOMENT: Final = 0.5  # seconds that a request waits for a process to do what it 
 class RunRequests:
     """One method a request."""
 
-    def __init__(self, pool: Pool, nats: Client, settings: Settings) -> None:
+    def __init__(self, pool: Pool, nats: Client, settings: Settings, payloads: Payloads) -> None:
+        self._payloads = payloads
         self._pool = pool
         self._nats = nats
         self._settings = settings
@@ -64,12 +67,17 @@ class RunRequests:
     async def get(self, request: Request) -> dict[str, Any]:
         """`run.get`: a run and its steps."""
         said = parse(RunGet, request.data)
-        return await runs.get(self._pool, said.run_id, steps=said.steps, after=said.after)
+        return await self._run(said.run_id, steps=said.steps, after=said.after)
+
+    async def _run(self, run_id: str, *, steps: bool = False, after: int = 0) -> dict[str, Any]:
+        """A run in a reply that one message carries."""
+        room = self._nats.max_payload - MARGIN
+        return await runs.get(self._pool, run_id, steps=steps, after=after, room=room)
 
     async def history(self, request: Request) -> dict[str, Any]:
         """`run.history`: what a replay of a run would read, and the cursor of the next page."""
         said = parse(RunHistory, request.data)
-        return await history.page(self._pool, said.run_id, after=said.after)
+        return await history.page(self._pool, said.run_id, after=said.after, room=self._nats.max_payload - MARGIN)
 
     async def list(self, request: Request) -> dict[str, Any]:
         """`run.list`: runs, newest first, and the cursor of the next page."""
@@ -100,7 +108,7 @@ class RunRequests:
         """`run.terminate`: end a run and its children at once; none of their code runs any more."""
         said = parse(RunEnd, request.data)
         await control.terminate(self._pool, self._nats, said.run_id, said.reason or "terminated by request")
-        return await runs.get(self._pool, said.run_id, steps=False)
+        return await self._run(said.run_id)
 
     async def pause(self, request: Request) -> dict[str, Any]:
         """`run.pause`: a run ends the steps under way and begins nothing more until it is resumed."""
@@ -112,21 +120,21 @@ class RunRequests:
         """`run.resume`: bring a failed, dead, blocked, paused or reviewed run back."""
         run_id = parse(RunRef, request.data).run_id
         await control.resume(self._pool, self._nats, run_id)
-        return await runs.get(self._pool, run_id, steps=False)
+        return await self._run(run_id)
 
     async def fork(self, request: Request) -> dict[str, Any]:
         """`run.fork`: a new run with the journal of this one up to a step."""
         said = parse(RunFork, request.data)
         new_id = said.new_run_id or uuid4().hex
         await control.fork(self._pool, self._nats, said.run_id, said.step, new_id)
-        return {**await runs.get(self._pool, new_id, steps=False), "forked_from": said.run_id}
+        return {**await self._run(new_id), "forked_from": said.run_id}
 
     async def restart(self, request: Request) -> dict[str, Any]:
         """`run.restart`: a new run with the task of this one, which stays as it is."""
         said = parse(RunRestart, request.data)
         new_id = said.new_run_id or uuid4().hex
         await control.restart(self._pool, self._nats, said.run_id, new_id)
-        return {**await runs.get(self._pool, new_id, steps=False), "restarted_from": said.run_id}
+        return {**await self._run(new_id), "restarted_from": said.run_id}
 
     async def bulk(self, request: Request) -> dict[str, Any]:
         """`run.bulk`: one action on many runs, a page at a time."""
@@ -136,14 +144,14 @@ class RunRequests:
         """The run, as soon as its status is one of `there`, but at most after a moment: it may take longer."""
         deadline = asyncio.get_running_loop().time() + MOMENT
         while True:
-            run = await runs.get(self._pool, run_id, steps=False)
+            run = await self._run(run_id)
             if run["status"] in there or asyncio.get_running_loop().time() > deadline:
                 return run
             await asyncio.sleep(0.02)
 
     async def signal(self, request: Request) -> dict[str, Any]:
         """`run.signal`: a signal for a run, buffered until it waits for it."""
-        said = parse(RunSignal, request.data)
+        said = parse(RunSignal, await self._payloads.whole(request.data))
         if "\n" in said.name:
             raise InvalidRequest("field 'name': a signal's name is one line")
         record = await runs.send_signal(self._pool, said.run_id, said.name, said.payload, said.id)

@@ -14,6 +14,7 @@ from perdure.engine.clock import Clock, SystemClock
 from perdure.settings import Settings
 from services.scheduler.accept import Acceptor
 from services.scheduler.ask import Asks
+from services.scheduler.payloads import Cleaner, Payloads
 from services.scheduler.queues import Queues
 from services.scheduler.reaper import Reaper
 from services.scheduler.requests import RunRequests
@@ -37,9 +38,10 @@ class Scheduler(Service):
     async def on_start(self) -> None:
         """Streams, endpoints, loops."""
         await ensure_streams(self.nats.jetstream())
-        acceptor = Acceptor(self.pool, self.nats, self.settings, self._clock)
-        asks = Asks(self.nats, self.pool, acceptor)
-        requests = RunRequests(self.pool, self.nats, self.settings)
+        payloads = Payloads(self.pool, self.settings)
+        acceptor = Acceptor(self.pool, self.nats, self.settings, payloads, self._clock)
+        asks = Asks(self.nats, self.pool, acceptor, payloads)
+        requests = RunRequests(self.pool, self.nats, self.settings, payloads)
         self._sweeper = Sweeper(self.pool, self.nats, self.settings, self._clock)
         reaper = Reaper(self.pool, self.nats, self.settings)
         self._intake = TaskIntake(self.nats, acceptor)
@@ -49,6 +51,7 @@ class Scheduler(Service):
         self.spawn(self._sweeper.run_timers, name="timers")
         self.spawn(self._sweeper.run_outbox, name="outbox")
         self.spawn(reaper.run, name="reaper")
+        self.spawn(Cleaner(self.pool).run, name="payloads")
         self.spawn(queues.run, name="queues")
         self.spawn(self._intake.run, name="tasks")
         await asks.open()
@@ -56,6 +59,8 @@ class Scheduler(Service):
         queue = subjects.QUEUE_SCHEDULER
         await self.endpoint("start", f"{subjects.RUN_START}.*", acceptor.start, queue=queue, concurrency=4096)
         await self.endpoint("ask", f"{subjects.RUN_ASK}.*", asks.ask, queue=queue, concurrency=16_384)
+        await self.endpoint("payload-put", subjects.PAYLOAD_PUT, payloads.put, queue=queue, concurrency=32)
+        await self.endpoint("payload-get", subjects.PAYLOAD_GET, payloads.get, queue=queue, concurrency=32)
         for name, handler in requests.handlers().items():
             await self.endpoint(name, f"run.{name}", handler, queue=queue)
         for name, handler in SessionRequests(self.pool).handlers().items():

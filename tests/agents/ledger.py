@@ -50,6 +50,17 @@ class Ledger(BaseAgent):
         last = await ctx.step("last", self.write, ctx.run_id, "last", gates, retry=PATIENT)
         return {"steps": [first, *both, last], "child": child, "said": said, "told": told}
 
+    @workflow
+    async def large(self, ctx: Context, task: dict[str, Any]) -> dict[str, Any]:
+        """A step whose result is large, and one that is held at a gate when it is there."""
+        made = await ctx.step("make", self.make, ctx.run_id, task["size"])
+        await ctx.step("held", self.write, ctx.run_id, "held", task.get("gates", {}), retry=PATIENT)
+        return {"made": made, "notes": len(task["notes"])}
+
+    async def make(self, run_id: str, size: int) -> str:
+        await self.write(run_id, "make", {})
+        return f"{run_id} " + "é" * (size // 2)
+
     async def write(self, run_id: str, step: str, gates: dict[str, str]) -> str:
         pool = self.resources.pool
         await pool.execute("INSERT INTO ledger (run_id, step, pid) VALUES ($1, $2, $3)", run_id, step, os.getpid())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 from collections import Counter
 
+from perdure import Client
 from tests.agents.ledger import LEDGER_TABLES
 from tests.platform import in_process
 from tests.processes import processes
@@ -38,3 +39,27 @@ async def test_a_run_of_ten_steps_survives_kill_9_with_every_earlier_step_done_o
         assert [step["name"] for step in run["steps"]] == [f"step {n}" for n in range(10)]
         assert [step["seq"] for step in run["steps"]] == list(range(1, 11))
         assert run["attempts"] == 1, "the journal grew since the first claim, so the count began anew"
+
+
+async def test_a_result_of_five_megabytes_outlives_its_process(settings, nc, pool, tmp_path):
+    await pool.execute(LEDGER_TABLES)
+    size = 5_000_000
+    async with (
+        in_process(settings, nc) as platform,
+        processes(settings, tmp_path) as started,
+        Client(settings) as client,
+    ):
+        replicas = {child.pid: child for child in (started.start("tests.agents.ledger", f"ledger-{n}") for n in "ab")}
+        await eventually(lambda: pool.fetchval("SELECT count(*) = 2 FROM processes WHERE state = 'live'"), timeout=20)
+
+        task = {"size": size, "notes": "n" * size, "gates": {"held": "open"}}
+        run = await client.start("ledger", task, workflow="large", run_id="large")
+        victim = await eventually(lambda: pool.fetchval("SELECT pid FROM ledger WHERE step = 'held'"))
+        replicas[victim].send(signal.SIGKILL)
+        await pool.execute("INSERT INTO gates VALUES ('open')")
+
+        assert await run.result(timeout=20) == {"made": "large " + "é" * (size // 2), "notes": size}
+        lines = await pool.fetch("SELECT step, pid FROM ledger ORDER BY at")
+        assert Counter(line["step"] for line in lines) == {"make": 1, "held": 2}
+        assert lines[-1]["pid"] != victim
+        assert (await platform.run("large"))["large"]["task"] > size

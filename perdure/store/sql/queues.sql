@@ -169,6 +169,9 @@ WHERE k.agent_name = $1 AND k.kind = 'dedup' AND k.start_key = $2 AND k.run_id <
 -- name: holder
 SELECT run_id FROM start_keys WHERE agent_name = $1 AND kind = 'dedup' AND start_key = $2
 
+-- name: debounce_holder
+SELECT run_id FROM start_keys WHERE agent_name = $1 AND kind = 'debounce' AND start_key = $2
+
 -- name: debounce
 -- The run that waits under the key takes the newest task and waits on, up to the time that its first start has set.
 UPDATE runs SET task = $3::json, task_hash = $4, wake_at = LEAST($5, k.until)

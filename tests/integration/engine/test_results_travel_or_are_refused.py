@@ -129,7 +129,7 @@ EXPECTED = [
 @pytest.fixture
 async def sending(settings, nc):
     async with in_process(settings, nc) as platform:
-        yield platform, await platform.agent(Sending)
+        yield platform, await platform.agent(Sending, max_payload=1_000_000)
 
 
 @pytest.mark.parametrize("often", ["straight", "lost after each row"])

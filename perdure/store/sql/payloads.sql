@@ -1,0 +1,44 @@
+-- Values kept by reference. Whoever puts one holds its row until his commit, so that it cannot be deleted meanwhile.
+
+-- name: put
+WITH stored AS (
+  INSERT INTO payloads (hash, size, body)
+  SELECT hash, length(body), body FROM unnest($1::text[], $2::bytea[]) AS t (hash, body) ORDER BY hash
+  ON CONFLICT (hash) DO UPDATE SET used_at = now()
+)
+INSERT INTO payload_uses (run_id, hash)
+SELECT run_id, hash FROM unnest($3::text[], $4::text[]) AS t (run_id, hash) ORDER BY run_id, hash
+ON CONFLICT (run_id, hash) DO UPDATE SET used_at = now()
+
+-- name: read
+SELECT hash, body FROM payloads WHERE hash = ANY($1::text[])
+
+-- name: share
+-- What one run uses ($1), another ($2) uses, too: it is a copy.
+INSERT INTO payload_uses (run_id, hash) SELECT $2, hash FROM payload_uses WHERE run_id = $1 ORDER BY hash
+ON CONFLICT (run_id, hash) DO UPDATE SET used_at = now()
+
+-- name: drop_uses
+-- A page of uses ($1, $2: after which; $3: how many): those of runs that are gone go. A use is there shortly before its
+-- run may be, hence the age ($4, seconds).
+WITH page AS (
+  SELECT run_id, hash FROM payload_uses WHERE (run_id, hash) > ($1, $2) ORDER BY run_id, hash LIMIT $3
+), gone AS (
+  DELETE FROM payload_uses AS u USING page
+  WHERE u.run_id = page.run_id AND u.hash = page.hash AND u.used_at < now() - $4 * interval '1 second'
+    AND NOT EXISTS (SELECT FROM runs WHERE runs.run_id = page.run_id)
+  RETURNING u.hash
+)
+SELECT run_id, hash, (SELECT count(*) FROM gone) AS gone FROM page ORDER BY run_id DESC, hash DESC LIMIT 1
+
+-- name: drop_payloads
+-- A page of payloads ($1: after which; $2: how many): those that no run uses, and nobody has put for a while ($3, seconds).
+WITH page AS (
+  SELECT hash FROM payloads WHERE hash > $1 ORDER BY hash LIMIT $2
+), gone AS (
+  DELETE FROM payloads AS p USING page
+  WHERE p.hash = page.hash AND p.used_at < now() - $3 * interval '1 second'
+    AND NOT EXISTS (SELECT FROM payload_uses AS u WHERE u.hash = p.hash)
+  RETURNING p.hash
+)
+SELECT hash, (SELECT count(*) FROM gone) AS gone FROM page ORDER BY hash DESC LIMIT 1

@@ -1,0 +1,243 @@
+"""How values stand in Postgres: as JSON text; sealed, if there is a codec; by reference, if they are large.
+
+A value that is not plain is a JSON object that begins with `{"$perdure":`. Callers give and get plain text and the
+`Spot` where it stands; what a run's rows hold looks the same to its code, whichever form it has.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from hashlib import blake2b
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol, TypeAlias
+
+import orjson
+
+from perdure.errors import InternalError
+from perdure.store.queries import load_queries
+
+if TYPE_CHECKING:
+    import asyncpg
+
+    Database: TypeAlias = (
+        "asyncpg.Pool[Any] | asyncpg.Connection[Any] | asyncpg.pool.PoolConnectionProxy[Any]"  # who runs a statement
+    )
+
+_SQL = load_queries("payloads.sql")
+
+MARK: Final = '{"$perdure":'
+INLINE: Final = 262_144
+_PAYLOAD: Final = '{"$perdure":"payload",'
+_VALUE: Final = '{"$perdure":"value","value":'
+_PART: Final = b"part"
+_AT_ONCE: Final = 32 * 1024 * 1024  # bytes that one statement puts or reads, unless one value alone has more
+
+
+class Spot(NamedTuple):
+    """Where a value stands: its kind (`task`, `result`, …), its run, and what tells it from others of that kind.
+
+    `alone` values never go by reference: their rows are no run's own.
+    """
+
+    kind: str
+    run_id: str
+    part: str = ""
+    alone: bool = False
+
+    @property
+    def context(self) -> bytes:
+        """The same as bytes: a sealed value opens nowhere else."""
+        return f"{self.kind}\x1f{self.run_id}\x1f{self.part}".encode()
+
+
+Value: TypeAlias = "tuple[str | None, Spot]"
+
+
+class Unreadable(InternalError):
+    """A stored value cannot be read: its payload is gone or altered, or its key is not here. The text says which."""
+
+
+class Codec(Protocol):
+    """Seals what is stored. `PERDURE_CODEC` names one; a codec is used from one thread and must not wait."""
+
+    def seal(self, data: bytes, context: bytes) -> Mapping[str, str]:
+        """`data` sealed for `context`, as the JSON fields that `open` needs."""
+
+    def open(self, sealed: Mapping[str, str], context: bytes) -> bytes:
+        """The data. Raises `Unreadable` for another context, altered fields, or a key that is not here."""
+
+
+class Vault:
+    """Gives values the form in which they are stored, and takes it off again."""
+
+    def __init__(self, codec: Codec | None = None, inline: int = INLINE) -> None:
+        self._codec = codec
+        self._inline = inline
+
+    @property
+    def seals(self) -> bool:
+        """Whether values are sealed."""
+        return self._codec is not None
+
+    def plain(self, texts: Sequence[str | None]) -> bool:
+        """Whether all of `texts` are stored as they are: the common case, decided without a copy."""
+        if self._codec is not None:
+            return not any(texts)
+        small = self._inline // 4  # so many characters are no more bytes than the bound
+        return not any(text and (len(text) > small or text.startswith(MARK)) for text in texts)
+
+    # -- in -----------------------------------------------------------------------------------------------------------
+
+    async def put(self, database: Database, values: Sequence[Value]) -> list[str | None]:
+        """The stored form of `values`, large ones being put; commit whoever refers to them within an hour."""
+        if self.plain([text for text, _ in values]):
+            return [text for text, _ in values]
+        stored: list[str | None] = []
+        large: dict[str, tuple[bytes, set[str]]] = {}
+        for text, spot in values:
+            form = None if text is None else self.seal(text, spot)
+            if form is not None and not spot.alone and len(form) > self._inline // 4:
+                data = form.encode()
+                if len(data) > self._inline:
+                    digest = hash_of(data)
+                    large.setdefault(digest, (data, set()))[1].add(spot.run_id)
+                    form = f'{_PAYLOAD}"hash":"{digest}","size":{len(data)}}}'
+            stored.append(form)
+        await _put(database, large)
+        return stored
+
+    def seal(self, text: str, spot: Spot) -> str:
+        """`text` sealed, if there is a codec; never by reference."""
+        if self._codec is not None:
+            fields = self._codec.seal(text.encode(), spot.context)
+            return orjson.dumps({"$perdure": "sealed", **fields}).decode()
+        return f"{_VALUE}{text}}}" if text.startswith(MARK) else text
+
+    # -- out ----------------------------------------------------------------------------------------------------------
+
+    async def open(self, database: Database, values: Sequence[Value]) -> list[str | None]:
+        """The plain text of stored `values`. Raises `Unreadable`."""
+        texts = await self.try_open(database, values)
+        for text in texts:
+            if isinstance(text, Unreadable):
+                raise text
+        return texts  # type: ignore[return-value]  # the loop has looked
+
+    async def try_open(self, database: Database, values: Sequence[Value]) -> list[str | Unreadable | None]:
+        """The same, with an `Unreadable` in the place of each value that is."""
+        if as_it_is(text for text, _ in values):
+            return [text for text, _ in values]
+        heads = [orjson.loads(text) if text is not None and text.startswith(MARK) else None for text, _ in values]
+        wanted = {head["hash"]: int(head["size"]) for head in heads if head is not None and "hash" in head}
+        bodies = await _read(database, wanted)
+        return [
+            text if head is None or text is None else self._opened(text, head, spot, bodies)
+            for (text, spot), head in zip(values, heads, strict=True)
+        ]
+
+    def _opened(
+        self, text: str, head: Mapping[str, Any], spot: Spot, bodies: Mapping[str, bytes | None]
+    ) -> str | Unreadable:
+        try:
+            if "hash" in head:
+                text = _whole(head["hash"], bodies, spot).decode()
+            return self.unseal(text, spot)
+        except Unreadable as error:
+            return error
+
+    def unseal(self, text: str, spot: Spot) -> str:
+        """The plain text of a stored form that is no reference. Raises `Unreadable`."""
+        if not text.startswith(MARK):
+            return text
+        if text.startswith(_VALUE):
+            return text[len(_VALUE) : -1]
+        said = orjson.loads(text)
+        if said["$perdure"] != "sealed":
+            raise Unreadable(f"the {spot.kind} of run {spot.run_id} has a form that this version does not know")
+        if self._codec is None:
+            raise Unreadable(
+                f"the {spot.kind} of run {spot.run_id} is sealed with key {said.get('key')!r}, and this process has "
+                "no keys: set PERDURE_ENCRYPTION_KEYS as it is set where the value was written"
+            )
+        try:
+            return self._codec.open(said, spot.context).decode()
+        except Unreadable as error:
+            raise Unreadable(f"the {spot.kind} of run {spot.run_id} cannot be opened: {error}") from error
+
+    # -- parts of requests --------------------------------------------------------------------------------------------
+
+    def seal_part(self, data: bytes) -> bytes:
+        """Bytes on their way in, as they are kept until the request is whole."""
+        if self._codec is None:
+            return b"\0" + data
+        return b"\1" + orjson.dumps(self._codec.seal(data, _PART))
+
+    def open_part(self, body: bytes) -> bytes:
+        """The bytes that `seal_part` was given. Raises `Unreadable`."""
+        if body[:1] == b"\0":
+            return body[1:]
+        if self._codec is None:
+            raise Unreadable("a part of the request is sealed, and this process has no PERDURE_ENCRYPTION_KEYS")
+        return self._codec.open(orjson.loads(body[1:]), _PART)
+
+
+PLAIN: Final = Vault()
+
+
+def vault_of(database: Any) -> Vault:
+    """The vault of whoever runs statements: a pool, or a connection of one."""
+    kind = getattr(database, "_connection_class", None)  # a pool has no attributes of ours, its connections have
+    vault = getattr(kind or database, "vault", PLAIN)
+    return vault if isinstance(vault, Vault) else PLAIN
+
+
+def as_it_is(texts: Iterable[str | None]) -> bool:
+    """Whether all of `texts`, as they are stored, are plain."""
+    return not any(text is not None and text.startswith(MARK) for text in texts)
+
+
+def size_of_payload(text: str | None) -> int:
+    """The bytes that a stored form refers to; 0 for one that has no payload."""
+    return int(orjson.loads(text)["size"]) if text is not None and text.startswith(_PAYLOAD) else 0
+
+
+def hash_of(data: bytes) -> str:
+    """The name of a payload (BLAKE2b, 256 bits, hex)."""
+    return blake2b(data, digest_size=32).hexdigest()
+
+
+async def _put(database: Database, large: Mapping[str, tuple[bytes, set[str]]]) -> None:
+    batch: list[str] = []
+    size = 0
+    for digest in sorted(large):  # one order for all who put: nobody waits for one who waits for him
+        batch.append(digest)
+        size += len(large[digest][0])
+        if size >= _AT_ONCE or digest == max(large):
+            uses = [(run_id, each) for each in batch for run_id in large[each][1]]
+            await database.execute(
+                _SQL["put"], batch, [large[each][0] for each in batch],
+                [run_id for run_id, _ in uses], [each for _, each in uses],
+            )  # fmt: skip
+            batch, size = [], 0
+
+
+async def _read(database: Database, wanted: Mapping[str, int]) -> dict[str, bytes | None]:
+    bodies: dict[str, bytes | None] = {}
+    batch: list[str] = []
+    size = 0
+    for digest in wanted:
+        batch.append(digest)
+        size += wanted[digest]
+        if size >= _AT_ONCE or len(batch) + len(bodies) == len(wanted):
+            found = {record["hash"]: record["body"] for record in await database.fetch(_SQL["read"], batch)}
+            bodies |= {each: found.get(each) for each in batch}
+            batch, size = [], 0
+    return bodies
+
+
+def _whole(digest: str, bodies: Mapping[str, bytes | None], spot: Spot) -> bytes:
+    body = bodies.get(digest)
+    if body is None:
+        raise Unreadable(f"the {spot.kind} of run {spot.run_id} is gone: there is no payload {digest}")
+    if hash_of(body) != digest:
+        raise Unreadable(f"the {spot.kind} of run {spot.run_id} was altered: payload {digest} has another hash")
+    return body
