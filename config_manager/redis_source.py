@@ -217,7 +217,9 @@ class RedisSource:
         await self._switch_on()  # first: what is set later is heard
         known = {Name(row["agent_name"], row["config_key"]) for row in await self._pool.fetch(SQL["known_names"])}
         names = {name for name in known if self._names.key_of(name) is not None}
-        for read in map(self._read, await self._values.keys()):
+        keys = await self._values.keys()
+        self._badly_named = {key: self._badly_named[key] for key in keys if key in self._badly_named}
+        for read in map(self._read, keys):
             if isinstance(read, Batch):
                 names |= await self.mirror.unpack(read)
             elif read is not None:

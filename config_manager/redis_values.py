@@ -112,7 +112,14 @@ class RedisValues:
     async def unpack(self, batch: Batch) -> set[Name]:
         """Turn a batch into keys of their own; the names in it. Raises `ValueError` when it is no batch."""
         key = self._names.key_of_batch(batch)
-        value = await self._redis.get(key)
+        async with self._redis.pipeline(transaction=True) as together:
+            together.type(key)
+            together.get(key)
+            kind, value = await together.execute(raise_on_error=False)
+        if kind not in (b"string", b"none"):
+            raise ValueError("a batch is a string, a JSON object as text, and this is another type of Redis")
+        if isinstance(value, BaseException):
+            raise value
         if value is None:
             return set()
         puts, deletes = read_batch(value)

@@ -25,7 +25,7 @@ from perdure.store.redis import create_redis
 from tests.chaos.test_config_no_update_lost import AGENTS, LAYERS, SEED, Manager, agent
 from tests.support import eventually, temporary_folder
 
-CHANGES = int(os.environ.get("PERDURE_CHAOS_REDIS_CHANGES", "100"))
+CHANGES = int(os.environ.get("PERDURE_CHAOS_REDIS_CHANGES", "75"))
 GONE = (RedisError, OSError, TimeoutError)
 
 
@@ -60,7 +60,7 @@ class Writer:
                         await redis.set(f"config:{layer}:{key}", value)
                     else:
                         body = {"agent_name": layer, "configurations": {key: value}}
-                        await request(nc, "config.set", body, timeout=3)
+                        await request(nc, "config.set", body, timeout=5)
                     break
                 except (*GONE, Unavailable, Conflict):
                     await asyncio.sleep(0.05)

@@ -324,6 +324,7 @@ async def test_bad_names_bad_batches_and_other_types_are_said_and_left_alone(mod
         await agreed(running, 1)
         await redis.set("config:Assistant:a", "2")
         await redis.set("config:mailer", "no JSON")
+        await redis.hset("config:sorter", mapping={"somebody": "else's"})
         await redis.delete("config:assistant:a")
         await reads(nc, {})
         await redis.set("config:assistant:a", "1")
@@ -334,8 +335,12 @@ async def test_bad_names_bad_batches_and_other_types_are_said_and_left_alone(mod
         text = (await running.health.report())["checks"]["config_redis"]["text"]
         assert "config:Assistant:a: 'Assistant' is no agent: write config:<agent>:<key>" in text
         assert "mailer: a batch is a JSON object" in text
+        assert "sorter: a batch is a string" in text
         assert "assistant:b: the key is no string in Redis" in text
         assert await redis.get("config:mailer") == b"no JSON"
+        await redis.delete("config:Assistant:a")
+        await running.source.look_at_all()
+        assert "config:Assistant" not in (await running.health.report())["checks"]["config_redis"]["text"]
         assert await redis.hgetall("config:assistant:b") == {b"f": b"v"}
 
 
