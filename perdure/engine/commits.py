@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any, Final
 
 from perdure.engine.accepting import insert_starts
 from perdure.engine.entries import Entry, Place
@@ -58,7 +59,9 @@ async def commit_moves(pool: Pool, entries: Sequence[Entry], *, again: bool) -> 
 
 async def write_rows(connection: PooledConnection, entries: Sequence[Entry]) -> set[Place]:
     """Insert the rows of `entries` under their fences; the places that this process still holds."""
-    fences = sorted({entry.place for entry in entries})
+    fences: dict[Place, int] = {}
+    for place in sorted({entry.place for entry in entries}):
+        fences[place] = len(fences) + 1
     places = [entry.place for entry in entries if entry.row is not None]
     rows = [entry.row for entry in entries if entry.row is not None]
     results, errors = await _stored_rows(connection, places, rows)
@@ -66,24 +69,43 @@ async def write_rows(connection: PooledConnection, entries: Sequence[Entry]) -> 
         _SQL["flush"],
         [run_id for run_id, _ in fences],
         [epoch for _, epoch in fences],
-        [run_id for run_id, _ in places],
-        [epoch for _, epoch in places],
+        [fences[place] for place in places],
         [row.seq for row in rows],
         [row.path for row in rows],
-        [row.kind for row in rows],
         [row.name for row in rows],
         [row.hash for row in rows],
-        [row.outcome for row in rows],
         results,
+        [row.config_revision for row in rows],
+        [row.started_at.timestamp() for row in rows],
+        [row.finished_at.timestamp() for row in rows],
+        *(_NOTHING_MORE if all(map(_plain, rows)) else _more(rows, errors)),
+    )
+    return {(record["run_id"], record["epoch"]) for record in records}
+
+
+_NOTHING_MORE: Final[tuple[list[Any], ...]] = ([],) * 6
+
+
+def _plain(row: JournalRow) -> bool:
+    """Whether it is a step that went well at its first attempt: then its other columns say nothing."""
+    return (
+        row.kind == "step"
+        and row.outcome == "ok"
+        and row.attempt == 1
+        and row.due_at is None
+        and row.signal_seq is None
+    )
+
+
+def _more(rows: Sequence[JournalRow], errors: list[str | None]) -> tuple[list[Any], ...]:
+    return (
+        [row.kind for row in rows],
+        [row.outcome for row in rows],
         errors,
         [row.attempt for row in rows],
         [row.due_at for row in rows],
         [row.signal_seq for row in rows],
-        [row.config_revision for row in rows],
-        [row.started_at for row in rows],
-        [row.finished_at for row in rows],
     )
-    return {(record["run_id"], record["epoch"]) for record in records}
 
 
 async def _stored_rows(

@@ -108,14 +108,24 @@ class Events:
         data = orjson.dumps({"workflow": run.workflow, "session_id": run.session_id, "epoch": run.epoch})
         self._send(run.run_id, render(0, "run.started", run.run_id, run.agent_name, run.started_at, data))
 
-    def step_started(self, execution: Execution, call: StepCall, attempt: int) -> None:
-        """`step.started`, which passes by."""
-        self.passing(execution, "step.started", {"name": call.name, "path": call.path, "attempt": attempt})
+    def step_started(self, execution: Execution, call: StepCall, attempt: int, started: datetime) -> None:
+        """`step.started`, which passes by; written by hand, as every step has one."""
+        data = b'{"index":%d,"name":%s,"path":"%s","attempt":%d}' % (
+            self._next_index(execution.run_id),
+            orjson.dumps(call.name),
+            call.path.encode(),
+            attempt,
+        )
+        run = execution.run
+        self._send(run.run_id, render(execution.last_seq, "step.started", run.run_id, run.agent_name, started, data))
+
+    def _next_index(self, run_id: str) -> int:
+        index = self._indexes[run_id] = self._indexes.get(run_id, 0) + 1
+        return index
 
     def passing(self, execution: Execution, kind: str, data: Mapping[str, Any]) -> None:
         """An event that is not journaled."""
-        index = self._indexes.get(execution.run_id, 0) + 1
-        self._indexes[execution.run_id] = index
+        index = self._next_index(execution.run_id)
         self._send(
             execution.run_id,
             render(

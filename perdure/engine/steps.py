@@ -152,7 +152,7 @@ class StepCall(Call[Any]):
             kwargs = {**kwargs, **injected}
         started = host.clock.now()
         reach("step.before", execution.run_id, self.name)
-        host.events.step_started(execution, self, attempt)
+        host.events.step_started(execution, self, attempt, started)
         host.steps_running += 1
         try:
             value = await self._run(kwargs)

@@ -1,4 +1,8 @@
 -- The engine's hot path and its repair loops. Every statement that locks several runs locks them in run_id order.
+--
+-- What is done to runs that are named by their ids looks at those alone, whatever the statistics say, which are old by
+-- nature: LATERAL is one look into the key a run, and IS NOT DISTINCT FROM keeps the planner from the index of all
+-- running runs, or of all of an agent's.
 
 -- name: register_process
 INSERT INTO processes (process_id, agent_name, instance_id, lock_key, postmaster_started, lease_until, workflows, versions)
@@ -46,7 +50,8 @@ WITH holder AS (
   SELECT r.run_id, offer.version, offer.source_hash
   FROM runs AS r JOIN offer
     ON offer.workflow = r.workflow AND (offer.version = r.version OR (r.version IS NULL AND offer.newest)), holder
-  WHERE r.run_id = ANY($2::text[]) AND r.agent_name = $3 AND r.status = 'pending' AND r.queue_name IS NULL
+  WHERE r.run_id = ANY($2::text[]) AND r.agent_name IS NOT DISTINCT FROM $3 AND r.status IS NOT DISTINCT FROM 'pending'
+    AND r.queue_name IS NULL
     AND NOT EXISTS (
       SELECT 1 FROM queues AS q
       WHERE q.queue_name IN ($3, '*') AND num_nonnulls(q.concurrency, q.process_concurrency, q.rate_limit) > 0)
@@ -80,11 +85,16 @@ WHERE r.run_id = ANY($1::text[]) AND r.status = 'pending'
     WHERE p.process_id = $2 AND o.workflow = r.workflow AND (r.version IS NULL OR o.version = r.version))
 
 -- name: history
--- Read in a statement after the claim's: nothing can be added to these rows but by the new epoch.
-SELECT run_id, seq, path, kind, name, hash, outcome, result, error, attempt, due_at, signal_seq, epoch, config_revision,
-       started_at, finished_at
-FROM journal JOIN unnest($1::text[], $2::bigint[]) AS wanted (run_id, base_seq) USING (run_id)
-WHERE seq > base_seq ORDER BY run_id, seq
+-- Read in a statement after the claim's: nothing can be added to these rows but by the new epoch. OFFSET 0 keeps it one
+-- look into the index a run, whatever the statistics say of the size of a journal.
+SELECT wanted.run_id, j.*
+FROM unnest($1::text[], $2::bigint[]) AS wanted (run_id, base_seq) CROSS JOIN LATERAL (
+  SELECT seq, path, kind, name, hash, outcome, result, error, attempt, due_at, signal_seq, epoch, config_revision,
+         started_at, finished_at
+  FROM journal WHERE journal.run_id = wanted.run_id AND seq > wanted.base_seq
+  ORDER BY seq OFFSET 0
+) AS j
+ORDER BY wanted.run_id, j.seq
 
 -- name: snapshots
 SELECT hash, revision, values FROM config_snapshots WHERE agent_name = $1 AND hash = ANY($2::text[])
@@ -95,25 +105,28 @@ ON CONFLICT (agent_name, hash) DO NOTHING
 
 -- name: flush
 -- One commit for whatever all runs of a process have to say. `held` is the fence: it locks the runs whose epoch is
--- still the writer's, and nothing is written for the others. A row joins its fence by run and epoch: one process may
--- hold the rows of two lives of a run. A repeat after a lost answer finds its own rows.
+-- still the writer's, one after the other as they are given (sorted), and nothing is written for the others. A row names
+-- its fence by its place in the list, from 1: one process may hold the rows of two lives of a run. A repeat after a lost
+-- answer finds its own rows.
+-- Times are seconds since 1970. The columns from `kind` on may be left empty: then every row is a step that went well
+-- at its first attempt, which is what most are, and the shorter list is padded with NULL.
 WITH held AS (
-  SELECT r.run_id, r.epoch FROM runs AS r
-  JOIN unnest($1::text[], $2::bigint[]) AS fence (run_id, epoch) ON r.run_id = fence.run_id AND r.epoch = fence.epoch
-  WHERE r.status = 'running'
-  ORDER BY r.run_id FOR NO KEY UPDATE OF r
-), input AS (
-  SELECT * FROM unnest($3::text[], $4::bigint[], $5::bigint[], $6::text[], $7::text[], $8::text[], $9::text[],
-                       $10::text[], $11::text[], $12::text[], $13::integer[], $14::timestamptz[], $15::bigint[],
-                       $16::bigint[], $17::timestamptz[], $18::timestamptz[])
-    AS t (run_id, epoch, seq, path, kind, name, hash, outcome, result, error, attempt, due_at, signal_seq,
-          config_revision, started_at, finished_at)
+  SELECT r.run_id, r.epoch, fence.place
+  FROM unnest($1::text[], $2::bigint[]) WITH ORDINALITY AS fence (run_id, epoch, place) CROSS JOIN LATERAL (
+    SELECT run_id, epoch FROM runs
+    WHERE run_id = fence.run_id AND epoch = fence.epoch AND status IS NOT DISTINCT FROM 'running' FOR NO KEY UPDATE
+  ) AS r
 ), written AS (
   INSERT INTO journal (run_id, seq, path, kind, name, hash, outcome, result, error, attempt, due_at, signal_seq,
                        config_revision, started_at, finished_at, epoch)
-  SELECT input.run_id, seq, path, kind, name, hash, outcome, result::json, error::json, attempt, due_at, signal_seq,
-         config_revision, started_at, finished_at, held.epoch
-  FROM input JOIN held ON held.run_id = input.run_id AND held.epoch = input.epoch
+  SELECT held.run_id, seq, path, COALESCE(kind, 'step'), name, hash, COALESCE(outcome, 'ok'), result::json, error::json,
+         COALESCE(attempt, 1), due_at, signal_seq, config_revision, to_timestamp(started), to_timestamp(finished),
+         held.epoch
+  FROM unnest($3::integer[], $4::bigint[], $5::text[], $6::text[], $7::text[], $8::text[], $9::bigint[], $10::float8[],
+              $11::float8[], $12::text[], $13::text[], $14::text[], $15::integer[], $16::timestamptz[], $17::bigint[])
+    AS input (place, seq, path, name, hash, result, config_revision, started, finished,
+              kind, outcome, error, attempt, due_at, signal_seq)
+  JOIN held ON held.place = input.place
   ON CONFLICT (run_id, seq) DO NOTHING
 )
 SELECT run_id, epoch FROM held
@@ -131,14 +144,18 @@ WHERE signals.run_id = unused.run_id AND signals.seq = unused.seq
 
 -- name: move
 -- The ends, the waits and the pauses. Only a run that is still running moves, so that a repeat never undoes a wake-up;
--- a repeat after a lost answer finds the run already there. One that was asked to pause goes nowhere else but to an end.
+-- after a lost answer `moved_before` finds the run already there. One that was asked to pause goes nowhere else but to
+-- an end.
 WITH input AS (
   SELECT * FROM unnest($1::text[], $2::bigint[], $3::text[], $4::text[], $5::text[], $6::timestamptz[], $7::text[],
                        $8::text[], $9::bigint[], $10::text[], $11::bigint[])
     AS t (run_id, epoch, status, output, error, wake_at, waiting_signals, waiting_children, end_seq, task, base_seq)
 ), held AS (
-  SELECT r.run_id, r.epoch FROM runs AS r JOIN input ON r.run_id = input.run_id AND r.epoch = input.epoch
-  WHERE r.status = 'running' ORDER BY r.run_id FOR NO KEY UPDATE OF r
+  SELECT r.run_id, r.epoch
+  FROM (SELECT run_id, epoch FROM input ORDER BY run_id COLLATE "C") AS fence CROSS JOIN LATERAL (
+    SELECT run_id, epoch FROM runs
+    WHERE run_id = fence.run_id AND epoch = fence.epoch AND status IS NOT DISTINCT FROM 'running' FOR NO KEY UPDATE
+  ) AS r
 ), moved AS (
   UPDATE runs SET
     status = CASE WHEN runs.pause_asked AND m.status IN ('pending', 'waiting') THEN 'paused' ELSE m.status END, output = m.output::json, error = m.error::json, wake_at = m.wake_at,
@@ -160,9 +177,6 @@ WITH input AS (
   RETURNING runs.run_id, runs.epoch, runs.joined, runs.status
 )
 SELECT run_id, epoch, joined, status FROM moved
-UNION
-SELECT r.run_id, r.epoch, r.joined, r.status
-FROM runs AS r JOIN input AS m ON r.run_id = m.run_id AND r.epoch = m.epoch AND r.status = m.status
 
 -- name: forget_journal
 -- After `continue_as_new` the run's earlier rows make room; replay does not read them any more.
@@ -194,13 +208,15 @@ WHERE runs.run_id = there.run_id
 UPDATE runs SET status = 'pending', wake_at = NULL, dispatched_at = now()
 FROM (
   SELECT r.run_id FROM runs AS r
-  WHERE r.run_id = ANY($1::text[]) AND r.status = 'waiting' AND (
-    (r.cancel_reason IS NOT NULL AND NOT EXISTS (  -- a run that has heard of it may wait while it tidies up
-      SELECT 1 FROM journal AS j WHERE j.run_id = r.run_id AND j.seq > r.base_seq AND j.kind = 'cancel'))
-    OR EXISTS (SELECT 1 FROM signals AS s
-               WHERE s.run_id = r.run_id AND NOT s.consumed AND s.name = ANY(r.waiting_signals))
-    OR EXISTS (SELECT 1 FROM runs AS c WHERE c.run_id = ANY(r.waiting_children) AND c.finished_at IS NOT NULL))
-    OR r.run_id = ANY($1::text[]) AND r.status = 'paused' AND (r.cancel_reason IS NOT NULL OR NOT r.pause_asked)
+  WHERE r.run_id = ANY($1::text[]) AND CASE r.status
+    WHEN 'waiting' THEN
+      (r.cancel_reason IS NOT NULL AND NOT EXISTS (  -- a run that has heard of it may wait while it tidies up
+        SELECT 1 FROM journal AS j WHERE j.run_id = r.run_id AND j.seq > r.base_seq AND j.kind = 'cancel'))
+      OR EXISTS (SELECT 1 FROM signals AS s
+                 WHERE s.run_id = r.run_id AND NOT s.consumed AND s.name = ANY(r.waiting_signals))
+      OR EXISTS (SELECT 1 FROM runs AS c WHERE c.run_id = ANY(r.waiting_children) AND c.finished_at IS NOT NULL)
+    WHEN 'paused' THEN r.cancel_reason IS NOT NULL OR NOT r.pause_asked
+    END
   ORDER BY r.run_id FOR NO KEY UPDATE OF r
 ) AS due
 WHERE runs.run_id = due.run_id AND runs.status IN ('waiting', 'paused')
@@ -255,9 +271,12 @@ FROM (
   SELECT r.run_id, CASE WHEN r.epoch = (
       SELECT j.epoch FROM journal AS j WHERE j.run_id = r.run_id ORDER BY j.seq DESC LIMIT 1)
     THEN 0 ELSE GREATEST(r.attempts - 1, 0) END AS attempts
-  FROM runs AS r
-  JOIN unnest($1::text[], $2::bigint[]) AS mine (run_id, epoch) ON r.run_id = mine.run_id AND r.epoch = mine.epoch
-  WHERE r.status = 'running' ORDER BY r.run_id FOR NO KEY UPDATE OF r
+  FROM (
+    SELECT * FROM unnest($1::text[], $2::bigint[]) AS t (run_id, epoch) ORDER BY run_id COLLATE "C"
+  ) AS fence CROSS JOIN LATERAL (
+    SELECT run_id, epoch, attempts FROM runs
+    WHERE run_id = fence.run_id AND epoch = fence.epoch AND status IS NOT DISTINCT FROM 'running' FOR NO KEY UPDATE
+  ) AS r
 ) AS mine
 WHERE runs.run_id = mine.run_id
 RETURNING runs.run_id, runs.agent_name

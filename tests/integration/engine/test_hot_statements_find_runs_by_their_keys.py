@@ -1,0 +1,84 @@
+"""However many runs are pending, running, waiting or ended: what is done to a few of them looks at those alone."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import orjson
+import pytest
+
+from perdure.store.queries import load_queries
+
+ENGINE, RUNS = load_queries("engine.sql"), load_queries("runs.sql")
+IDS = sorted(f"{n:032x}" for n in range(10, 30))
+ONES, NONE = [1] * len(IDS), [None] * len(IDS)
+STEPS = [["1"] * 20, ["s"] * 20, ["h"] * 20, ["0"] * 20]
+KEYS = {
+    "runs_pkey",
+    "journal_pkey",
+    "processes_pkey",
+    "runs_sessions",
+    "signals_pkey",
+    "signals_unconsumed",
+    "signals_once",
+}
+
+STATEMENTS = {
+    "claim": (ENGINE["claim"], ("p", IDS, "a", "h", 1, ["run"], [""], ["s"], [True])),
+    "history": (ENGINE["history"], (IDS, [0] * 20)),
+    "flush": (
+        ENGINE["flush"],
+        (IDS, ONES, list(range(1, 21)), ONES, *STEPS, ONES, [0.0] * 20, [0.0] * 20, [], [], [], [], [], []),
+    ),
+    "move": (ENGINE["move"], (IDS, ONES, ["completed"] * 20, ["1"] * 20, *(NONE,) * 4, ONES, NONE, NONE)),
+    "moved_before": (ENGINE["moved_before"], (IDS, ONES, ["completed"] * 20)),
+    "release": (ENGINE["release"], (IDS, ONES)),
+    "recheck_waits": (ENGINE["recheck_waits"], (IDS,)),
+    "unconsumed_signals": (ENGINE["unconsumed_signals"], (IDS,)),
+    "children": (ENGINE["children"], (IDS,)),
+    "send_signal": (RUNS["send_signal"], (IDS[0], "go", "1", "once")),
+    "get": (RUNS["get"], (IDS[0],)),
+    "outcomes": (RUNS["outcomes"], (IDS,)),
+}
+
+FILL = """
+INSERT INTO runs (run_id, agent_name, task, task_hash, status, epoch, process_id, wake_at, finished_at, waiting_signals)
+SELECT lpad(to_hex(n), 32, '0'), 'a', '1', 'h', s, 1, CASE s WHEN 'running' THEN 'p' END,
+       CASE s WHEN 'waiting' THEN now() + n * interval '1 second' END, CASE s WHEN 'completed' THEN now() END,
+       CASE s WHEN 'waiting' THEN '{go}'::text[] END
+FROM generate_series(1, 12000) AS n,
+     LATERAL (SELECT ('{pending,running,waiting,completed}'::text[])[1 + n % 4]) AS t (s)
+"""
+
+
+JOURNAL = """
+INSERT INTO journal (run_id, seq, path, kind, name, hash, outcome, epoch, started_at, finished_at)
+SELECT run_id, seq, seq, 'step', 's', 'h', 'ok', 1, now(), now() FROM runs, generate_series(1, 3) AS seq
+"""
+SIGNALS = "INSERT INTO signals (run_id, name, payload) SELECT run_id, 'go', '1' FROM runs"
+READS = {"Seq Scan", "Index Scan", "Index Only Scan", "Bitmap Index Scan"}
+
+
+def nodes(plan: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    yield plan
+    for below in plan.get("Plans", ()):
+        yield from nodes(below)
+
+
+@pytest.mark.parametrize("analyzed", [False, True], ids=["statistics of an empty table", "statistics of today"])
+async def test_a_statement_about_a_few_runs_reads_no_more_than_those(pool, analyzed):
+    async with pool.acquire() as connection:
+        for table in ("runs", "journal", "signals"):
+            await connection.execute(f"ALTER TABLE {table} SET (autovacuum_enabled = false)")
+            await connection.execute(f"ANALYZE {table}")
+        for statement in (FILL, JOURNAL, SIGNALS, *(["ANALYZE runs, journal, signals"] if analyzed else [])):
+            await connection.execute(statement)
+        wrong = []
+        for name, (statement, arguments) in STATEMENTS.items():
+            rows = await connection.fetch(f"EXPLAIN (FORMAT JSON) {statement}", *arguments)
+            for node in nodes(orjson.loads(rows[0][0])[0]["Plan"]):
+                way = (node["Node Type"], node.get("Relation Name"), node.get("Index Name"))
+                if way[0] in READS and way[1] != "processes" and way[2] not in KEYS:
+                    wrong.append((name, *way))
+        assert not wrong, wrong
