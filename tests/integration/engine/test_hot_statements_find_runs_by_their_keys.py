@@ -20,6 +20,7 @@ KEYS = {
     "processes_pkey",
     "runs_sessions",
     "signals_pkey",
+    "queues_pkey",
     "signals_unconsumed",
     "signals_once",
 }
