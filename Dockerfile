@@ -21,7 +21,8 @@ FROM python:3.12.13-slim
 RUN apt-get update \
  && apt-get install -y --no-install-recommends ca-certificates \
  && rm -rf /var/lib/apt/lists/* \
- && useradd --uid 10001 --create-home --home-dir /home/perdure perdure
+ && useradd --uid 10001 --create-home --home-dir /home/perdure perdure \
+ && install --directory --owner perdure --group perdure /home/perdure/.perdure
 COPY --from=build /venv /venv
 WORKDIR /app
 COPY --from=build /app/config_manager config_manager

@@ -6,12 +6,13 @@ Fields that a model does not know are ignored, so that newer clients may talk to
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import Annotated, Any, Final, Literal, Self, TypeVar
 
 import orjson
 from pydantic import AwareDatetime, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
-from pydantic_core import ErrorDetails, PydanticCustomError
+from pydantic_core import PydanticCustomError
 
 from perdure.errors import InvalidRequest
 from perdure.subjects import AGENT_NAME, RUN_ID
@@ -311,23 +312,28 @@ def parse(model: type[AnyMessage], data: bytes) -> AnyMessage:
         return model.model_validate(body)
     except ValidationError as error:
         problems = error.errors(include_url=False, include_input=False)
-        text = "; ".join(_problem(each) for each in problems[:SHOWN])
-        if len(problems) > SHOWN:
-            text += f"; and {len(problems) - SHOWN} more"
-        raise InvalidRequest(text, fields=[_field(each) for each in problems]) from None
+        raise told([("field", problem) for problem in problems]) from None
 
 
-def _field(problem: ErrorDetails) -> str:
+def told(problems: Sequence[tuple[str, Mapping[str, Any]]]) -> InvalidRequest:
+    """The error for what pydantic has found, each with the word for its place: a `field`, a `parameter`, a `header`."""
+    text = "; ".join(_problem(place, each) for place, each in problems[:SHOWN])
+    if len(problems) > SHOWN:
+        text += f"; and {len(problems) - SHOWN} more"
+    return InvalidRequest(text, fields=[_field(each) for _, each in problems])
+
+
+def _field(problem: Mapping[str, Any]) -> str:
     if problem["type"] == "combination":
         return str(problem["ctx"]["field"])
     return ".".join(str(part) for part in problem["loc"])
 
 
-def _problem(problem: ErrorDetails) -> str:
+def _problem(place: str, problem: Mapping[str, Any]) -> str:
     if problem["type"] == "missing":
-        return f"field {_field(problem)!r} is missing: add it"
+        return f"{place} {_field(problem)!r} is missing: add it"
     message = problem["msg"]
-    return f"field {_field(problem)!r}: {message[:1].lower()}{message[1:]}"
+    return f"{place} {_field(problem)!r}: {message[:1].lower()}{message[1:]}"
 
 
 def _example(model: type[Message]) -> str:

@@ -70,6 +70,21 @@ class Settings(BaseSettings):
 
     always_replay: bool = Field(False, description="for tests: a run is replayed from its journal at every await")
 
+    # -- the gateway --
+    gateway_host: str = "127.0.0.1"
+    gateway_port: int = Field(8000, ge=0, le=65_535)
+    gateway_max_requests: int = Field(1000, ge=1, description="requests under way, past which one is answered 429")
+    gateway_max_streams: int = Field(4000, ge=1, description="event streams that are read at a time")
+    gateway_max_bytes: int = Field(268_435_456, ge=65_536, description="of bodies of requests in memory at a time")
+    gateway_secret: str | None = Field(None, repr=False, description="under which keys are hashed; else a file in home")
+    gateway_rate_limit: int | None = Field(None, ge=1, description="requests a minute of a key that has no limit")
+    gateway_origins: str = Field("", description="sites whose pages may call, between commas; empty for none")
+    gateway_jwt_issuer: str | None = None
+    gateway_jwt_audience: str | None = None
+    gateway_jwks_url: str | None = None
+    gateway_jwt_algorithms: str = "RS256,ES256"
+    gateway_heartbeat: float = Field(10.0, gt=0, description="silence of a stream after which a comment goes out")
+
     # -- configuration --
     config_poll_interval: float = Field(30.0, gt=0, description="how often configuration is compared anyway")
     config_history_days: float = Field(365.0, ge=0, description="age at which history is pruned; 0: never")
@@ -101,7 +116,11 @@ class Settings(BaseSettings):
     @classmethod
     def _empty_is_unset(cls, said: dict[str, Any]) -> dict[str, Any]:
         """An empty address says that there is none, as `NATS_URL=${NATS_URL:-}` in a compose file does."""
-        addresses = ("nats_url", "database_url", "redis_url", "consul_http_addr", "consul_http_token")
+        addresses = (
+            *("nats_url", "database_url", "redis_url", "consul_http_addr", "consul_http_token"),
+            *("perdure_gateway_secret", "perdure_gateway_jwt_issuer", "perdure_gateway_jwks_url"),
+            *("gateway_secret", "gateway_jwt_issuer", "gateway_jwks_url"),
+        )
         return {name: value for name, value in said.items() if value or name.lower() not in addresses}
 
 

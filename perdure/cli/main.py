@@ -25,6 +25,7 @@ COMMANDS = {
     "queues": "queues",
     "agents": "agents",
     "config": "config",
+    "key": "key",
 }
 HELP = """AI agents as microservices on NATS, whose work outlives their processes.
 

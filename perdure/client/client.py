@@ -9,6 +9,8 @@ from types import TracebackType
 from typing import Any, Self, Unpack
 from uuid import uuid4
 
+from nats.aio.client import Client as Nats
+
 from perdure import subjects
 from perdure.client.connection import Connection
 from perdure.client.handle import RunHandle
@@ -34,6 +36,13 @@ class Client:
 
     def __init__(self, settings: Settings | None = None) -> None:
         self._connection = Connection(settings)
+
+    @classmethod
+    def over(cls, nats: Nats, settings: Settings) -> Self:
+        """A client on a connection that a process has already; `close` leaves that open."""
+        made = cls()
+        made._connection = Connection(settings, nats)
+        return made
 
     async def __aenter__(self) -> Self:
         await self._connection.nats()
@@ -121,6 +130,21 @@ class Client:
         """A run that exists. Raises `NotFound`."""
         found = await self._connection.insist("run.get", {"run_id": _run_id(run_id), "steps": False})
         return RunHandle(self._connection, str(found["run_id"]), str(found["agent"]))
+
+    def run(self, run_id: str) -> RunHandle:
+        """The handle of a run that is known to exist, without asking."""
+        return RunHandle(self._connection, _run_id(run_id), "")
+
+    async def request(
+        self, subject: str, payload: Mapping[str, Any] | None = None, *, timeout: float = 5.0, repeat: bool = False
+    ) -> dict[str, Any]:
+        """Any request of the platform, such as `run.approvals`: its reply. Raises the `ApiError` that answers it.
+
+        `repeat` says that it may safely be made twice: it is, while a part of the platform restarts.
+        """
+        if repeat:
+            return await self._connection.insist(subject, payload or {})
+        return await self._connection.request(subject, payload or {}, timeout=timeout)
 
     async def list(
         self,

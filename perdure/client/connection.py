@@ -29,11 +29,12 @@ log = structlog.get_logger(__name__)
 
 
 class Connection:
-    """Connects when it is first used; once closed it stays closed."""
+    """Connects when it is first used; once closed it stays closed. One that was given stays open."""
 
-    def __init__(self, settings: Settings | None) -> None:
+    def __init__(self, settings: Settings | None, given: Nats | None = None) -> None:
         self._settings = settings
-        self._nats: Nats | None = None
+        self._nats = given
+        self._given = given is not None
         self._closed = False
         self._lock = asyncio.Lock()
         self._said_away = False
@@ -52,7 +53,7 @@ class Connection:
         """Close; waits and event streams that are open raise `Unavailable`. Safe to repeat."""
         async with self._lock:
             self._closed = True
-            if self._nats is not None:
+            if self._nats is not None and not self._given:
                 # Not drained: nothing of ours is on its way, and a drain would cancel whoever waits on a subscription.
                 await self._nats.close()
 

@@ -4,6 +4,7 @@ what both have lost.
 
 from __future__ import annotations
 
+import asyncio
 from collections import OrderedDict
 from collections.abc import AsyncGenerator, Iterator
 from typing import Any, Final
@@ -22,17 +23,24 @@ from perdure.errors import Unavailable
 
 SILENCE: Final = 1.0  # seconds without an event, after which the run is looked at
 LAST_WORDS: Final = 0.2  # the same, once the run is known to have ended: its last event may be under way
+PENDING: Final = 4096  # events that wait for a slow reader; past that he is told from the stream and the journal
+PENDING_BYTES: Final = 8 * 1024 * 1024
+RETRY: Final = 0.2
 REMEMBERED: Final = 20_000  # keys of events seen; the stream keeps 10,000 a run
 
 Key = tuple[int, Any, str, str]
 
 
-async def follow(connection: Connection, run_id: str) -> AsyncGenerator[RunEvent]:
+async def follow(
+    connection: Connection, run_id: str, *, after: int | None = None, index: int | None = None
+) -> AsyncGenerator[RunEvent]:
     """See `RunHandle.events`."""
     nats = await connection.nats()
     # Subscribed before the stream is read, so that nothing falls in between.
-    live = await nats.subscribe(subjects.run_events(run_id))
-    watch = _Watch(connection, nats, run_id)
+    live = await nats.subscribe(
+        subjects.run_events(run_id), pending_msgs_limit=PENDING, pending_bytes_limit=PENDING_BYTES
+    )
+    watch = _Watch(connection, nats, run_id, after, index)
     try:
         async for event in watch.events(live):
             yield event
@@ -46,20 +54,28 @@ async def follow(connection: Connection, run_id: str) -> AsyncGenerator[RunEvent
 class _Watch:
     """What one watcher has seen of a run."""
 
-    def __init__(self, connection: Connection, nats: Nats, run_id: str) -> None:
+    def __init__(
+        self, connection: Connection, nats: Nats, run_id: str, after: int | None = None, index: int | None = None
+    ) -> None:
         self._connection = connection
         self._nats = nats
         self._run_id = run_id
         self._stream = StreamReader(nats, run_id)
         self._seen: OrderedDict[Key, None] = OrderedDict()
-        self._last = 0  # seq of the last journaled event
+        self._last = after or 0  # seq of the last journaled event
+        self._after = after  # what the reader has seen before, until the replay is over
+        self._after_index = index
         self._reconnects = nats.stats["reconnects"]
         self._ended = False
+        self._replaying = True
+        self._over = False
 
     async def events(self, live: Subscription) -> AsyncGenerator[RunEvent]:
         """Every event once, until the terminal one."""
         run = await self._connection.look(self._run_id)
         self._ended = run is not None and run["status"] in TERMINAL
+        if run is not None and self._is_over(run):
+            return
         end: RunEvent | None = None
         late: list[RunEvent] = []  # passing events that were stored after an end: dropped if it was the last
         async for event in self._whole(self._stored()):
@@ -70,6 +86,7 @@ class _Watch:
             for each in (*late, event):
                 yield each
             late.clear()
+        self._replaying = False
         if end is not None and await self._is_last(end):
             return
         for each in late:
@@ -85,6 +102,8 @@ class _Watch:
                 yield event
                 if await self._is_last(event):
                     return
+            if self._over:
+                return
 
     async def _stored(self) -> AsyncGenerator[RunEvent]:
         while batch := await self._stream.read():
@@ -112,17 +131,18 @@ class _Watch:
         if run is None:
             return
         self._ended = run["status"] in TERMINAL
-        if self._ended and knew:
+        self._over = self._is_over(run)
+        if self._ended and knew and not self._over:
             run = await self._journal()
             for step in run["steps"]:
                 yield step_event(run, step)
-            if (end := end_event(run, self._last + 1)) is not None:
+            if (end := end_event(run, run.get("end_seq") or self._last + 1)) is not None:
                 yield end
 
     async def _whole(self, source: AsyncGenerator[RunEvent]) -> AsyncGenerator[RunEvent]:
         """Events not seen before; where a journaled one is missing before another, it is told from the journal."""
         async for event in source:
-            if self._is_new(event):
+            if self._is_new(event) and not self._behind(event):
                 if _is_journaled(event):
                     if event["seq"] > self._last + 1:
                         async for missed in self._missed(event["seq"]):
@@ -132,7 +152,9 @@ class _Watch:
                 yield event
 
     async def _missed(self, before: int) -> AsyncGenerator[RunEvent]:
-        run = await self._journal()
+        # Told from nowhere else: whoever comes back with a later seq would never see them.
+        while (run := await self._journal())["status"] == "unknown":
+            await asyncio.sleep(RETRY)
         for step in run["steps"]:
             if step["seq"] < before and self._is_new(event := step_event(run, step)):
                 self._last = max(self._last, step["seq"])
@@ -154,6 +176,20 @@ class _Watch:
         if len(self._seen) > REMEMBERED:
             self._seen.popitem(last=False)
         return True
+
+    def _behind(self, event: RunEvent) -> bool:
+        """Whether the reader has seen it before he came back."""
+        if self._after is None or not (self._replaying or _is_journaled(event)):
+            return False
+        if event["seq"] != self._after or _is_journaled(event) or self._after_index is None:
+            return event["seq"] <= self._after
+        index = event["data"].get("index")
+        return isinstance(index, int) and index <= self._after_index
+
+    def _is_over(self, run: dict[str, Any]) -> bool:
+        """Whether the reader had the end before he came back."""
+        end_seq: int | None = run.get("end_seq") if run["status"] in TERMINAL else None
+        return self._after is not None and end_seq is not None and end_seq <= self._after
 
     async def _is_last(self, event: RunEvent) -> bool:
         """Whether `event` is the run's end, and not one that the run was brought back from (`run.resume`)."""

@@ -32,29 +32,39 @@ class RunHandle:
         Raises `RunFailed` when it ended otherwise, or cannot go on by itself (`blocked`, `needs_review`), and
         `TimeoutError` when the time is over: the run goes on, and `result` may be called again.
         """
-        try:
-            async with asyncio.timeout(timeout):
-                run = await wait_for_end(self._connection, self.run_id)
-        except TimeoutError:
-            raise TimeoutError(f"run {self.run_id} has not ended within {timeout:g} s; it goes on") from None
+        run = await self.ended(timeout)
         if run["status"] == "completed" and "output" in run:
             return run["output"]
         raise RunFailed(self.run_id, run["status"], run.get("error"))
 
-    def events(self) -> AsyncGenerator[RunEvent]:
+    async def ended(self, timeout: float | None = None) -> dict[str, Any]:
+        """The run as `run.get` gives it, once it has ended or cannot go on by itself. Raises `TimeoutError`."""
+        try:
+            async with asyncio.timeout(timeout):
+                return await wait_for_end(self._connection, self.run_id)
+        except TimeoutError:
+            raise TimeoutError(f"run {self.run_id} has not ended within {timeout:g} s; it goes on") from None
+
+    def events(self, *, after: int | None = None, index: int | None = None) -> AsyncGenerator[RunEvent]:
         """The run's events from its first on, then as they come; the terminal event is the last.
+
+        `after` is the seq of the last event that was seen: those up to it are left out, and of the passing ones that
+        carry the same seq all that were kept, or those up to `index`.
 
         What the event stream has lost is told from the journal, so that it always ends when the run does; events that
         pass by (tokens, progress) are best effort. Two may differ in `seq` order by one commit. Raises `NotFound`,
         and `Unavailable` when the client is closed. A loop that is left early should be inside
         `contextlib.aclosing(run.events())`.
         """
-        return follow(self._connection, self.run_id)
+        return follow(self._connection, self.run_id, after=after, index=index)
 
-    async def details(self, *, steps: bool = True) -> dict[str, Any]:
-        """The run as `run.get` gives it: `status`, `output` or `error`, times, and its `steps`. Raises `NotFound`."""
+    async def details(self, *, steps: bool = True, after: int = 0) -> dict[str, Any]:
+        """The run as `run.get` gives it: `status`, `output` or `error`, times, and its `steps` with a seq over `after`.
+
+        Raises `NotFound`.
+        """
         if steps:
-            return await self._connection.complete(await self._connection.details(self.run_id))
+            return await self._connection.complete(await self._connection.details(self.run_id, after=after))
         found = await self._connection.insist("run.get", {"run_id": self.run_id, "steps": False})
         return await self._connection.complete(found)
 

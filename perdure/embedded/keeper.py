@@ -43,7 +43,11 @@ def main(said: str) -> int:
     settings = load_settings()
     setup_logging(settings, service="platform")
     raw = orjson.loads(said)
-    specs = None if raw is None else [ProcessSpec(s["name"], tuple(s["argv"]), tuple(s["after"])) for s in raw]
+    specs = (
+        None
+        if raw is None
+        else [ProcessSpec(**{**s, "argv": tuple(s["argv"]), "after": tuple(s["after"])}) for s in raw]
+    )
     try:
         asyncio.run(_keep(settings, specs))
     except AlreadyRunning:

@@ -10,6 +10,7 @@ import asyncio
 import os
 import signal
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import IO, Self
@@ -23,7 +24,7 @@ from perdure.bus.streams import ensure_streams
 from perdure.embedded.nats_server import NatsServer
 from perdure.embedded.offline_server import OfflineServer
 from perdure.embedded.postgres_server import PostgresServer
-from perdure.embedded.processes import PlatformProcess, ProcessSpec, declared_processes, in_waves
+from perdure.embedded.processes import GATEWAY, PlatformProcess, ProcessSpec, declared_processes, in_waves
 from perdure.embedded.redis_server import RedisServer
 from perdure.embedded.server import EmbeddedServer
 from perdure.embedded.state import (
@@ -156,7 +157,13 @@ class Platform:
         if self._nc is None:
             self._nc = await connect(self._named(), "supervisor")
         env = {**self.urls.environment(), "PERDURE_HOME": str(self.home)}
-        await self._start_parts([PlatformProcess(spec, home=self.home, env=env, nc=self._nc) for spec in wave])
+        parts = [
+            PlatformProcess(spec, home=self.home, env=env, nc=self._nc, free_port=self._free_ports) for spec in wave
+        ]
+        await self._start_parts(parts)
+        for part in parts:
+            if part.name == GATEWAY.name:
+                self.urls = replace(self.urls, gateway_url=part.url)
 
     async def _start_parts(self, parts: Sequence[EmbeddedServer | PlatformProcess]) -> None:
         # Known before they run, so that a failure or a signal in between stops them too.

@@ -8,13 +8,14 @@ import socket
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from uuid import uuid4
 
 from nats.aio.client import Client
 
 from perdure.embedded.child import Child, begin_log, last_words
+from perdure.embedded.ports import HOST, free_port, is_free
 from perdure.embedded.presence import instances
 from perdure.errors import SetupError
 from perdure.settings import Settings
@@ -24,18 +25,31 @@ from perdure.subjects import agent_name
 
 @dataclass(frozen=True, slots=True)
 class ProcessSpec:
-    """A process to run: `argv` follows the Python program, `after` names the processes it waits for."""
+    """A process to run: `argv` follows the Python program, `after` names the processes it waits for.
+
+    `port` is the port on loopback that it serves HTTP on; it is told in the variable `port_variable`.
+    """
 
     name: str
     argv: tuple[str, ...]
     after: tuple[str, ...] = ()
+    port: int | None = None
+    port_variable: str = ""
 
 
-# The whole platform, in the order of its start. Each is ready when it answers `$SRV.PING`.
-SERVICES = (
+# What agents need, and the whole platform, in the order of its start. Each is ready when it answers `$SRV.PING`.
+CORE = (
     ProcessSpec("config_manager", ("-m", "config_manager")),
     ProcessSpec("scheduler", ("-m", "services.scheduler")),
 )
+GATEWAY = ProcessSpec(
+    "gateway",
+    ("-m", "services.gateway"),
+    after=tuple(service.name for service in CORE),
+    port=8000,
+    port_variable="PERDURE_GATEWAY_PORT",
+)
+SERVICES = (*CORE, GATEWAY)
 
 
 def declared_processes(settings: Settings) -> list[ProcessSpec]:
@@ -43,7 +57,8 @@ def declared_processes(settings: Settings) -> list[ProcessSpec]:
 
     Raises `SetupError` for an agent whose file is not there.
     """
-    return [*SERVICES, *(_agent(name) for name in settings.agents.split(",") if name.strip())]
+    gateway = replace(GATEWAY, port=settings.gateway_port)
+    return [*CORE, gateway, *(_agent(name) for name in settings.agents.split(",") if name.strip())]
 
 
 def _agent(said: str) -> ProcessSpec:
@@ -56,7 +71,7 @@ def _agent(said: str) -> ProcessSpec:
     if not file.is_file():
         known = ", ".join(sorted(path.stem for path in folder.glob("*.py"))) or "none"
         raise SetupError(f"PERDURE_AGENTS names {name!r}, but there is no {file}; there are: {known}")
-    after = tuple(service.name for service in SERVICES)
+    after = tuple(service.name for service in CORE)
     return ProcessSpec(f"agent-{name}", ("-m", "perdure.cli.main", "agent", str(file)), after)
 
 
@@ -71,13 +86,14 @@ class PlatformProcess:
     """One process of the platform as a child of ours; `start` returns when it answers on the bus."""
 
     start_timeout = 60.0
-    note = ""
 
-    def __init__(self, spec: ProcessSpec, *, home: Path, env: Mapping[str, str], nc: Client) -> None:
+    def __init__(
+        self, spec: ProcessSpec, *, home: Path, env: Mapping[str, str], nc: Client, free_port: bool = False
+    ) -> None:
         self.name = spec.name
         self.log_file = home / "log" / f"{spec.name}.log"
-        self.url: str | None = None
         self.port: int | None = None
+        self._free_port = free_port
         self._spec = spec
         self._env = env
         self._nc = nc
@@ -101,6 +117,26 @@ class PlatformProcess:
         """The exit code of the ended process, negative for a signal; `None` while it runs or before its start."""
         return self._child.poll() if self._child else None
 
+    @property
+    def url(self) -> str | None:
+        """Where it serves HTTP, for one that does."""
+        return None if self.port is None else f"http://{HOST}:{self.port}"
+
+    @property
+    def note(self) -> str:
+        """What a user should know about it: that its usual port was taken."""
+        if self.port in (None, self._spec.port) or self._free_port:
+            return ""
+        return f"port {self._spec.port} is taken, uses {self.port}"
+
+    def _own_port(self) -> dict[str, str]:
+        """The variable that names its port: the usual one, else a free one; the same at each further start."""
+        if self._spec.port is None:
+            return {}
+        if self.port is None:
+            self.port = self._spec.port if not self._free_port and is_free(self._spec.port) else free_port()
+        return {self._spec.port_variable: str(self.port)}
+
     async def start(self) -> None:
         """Start it and wait until it answers. Raises `SetupError` with the end of its log when it does not."""
         # Found by an id of this very start: an older process of that name may still answer.
@@ -109,7 +145,9 @@ class PlatformProcess:
         self._child = Child.spawn(
             [sys.executable, "-P", *self._spec.argv],
             log_file=self.log_file,
-            env=python_environment({**self._env, "PERDURE_PROCESS": self.name, "PERDURE_INSTANCE_ID": instance}),
+            env=python_environment(
+                {**self._env, **self._own_port(), "PERDURE_PROCESS": self.name, "PERDURE_INSTANCE_ID": instance}
+            ),
         )
         deadline = time.monotonic() + self.start_timeout
         while time.monotonic() < deadline:

@@ -27,16 +27,22 @@ class AlreadyRunning(SetupError):
 
 @dataclass(frozen=True, slots=True)
 class PlatformUrls:
-    """Where a platform is. `offline_model_url` is set when the offline model stands in for a real one."""
+    """Where a platform is.
+
+    `offline_model_url` is set when the offline model stands in for a real one, `gateway_url` when a gateway runs.
+    """
 
     nats_url: str
     database_url: str
     redis_url: str
     offline_model_url: str | None = None
+    gateway_url: str | None = None
 
     def environment(self) -> dict[str, str]:
         """The variables that make a process use this platform."""
         said = {"NATS_URL": self.nats_url, "DATABASE_URL": self.database_url, "REDIS_URL": self.redis_url}
+        if self.gateway_url:
+            said["PERDURE_GATEWAY_URL"] = self.gateway_url
         if self.offline_model_url:
             said["OPENAI_BASE_URL"] = self.offline_model_url
             said["OPENAI_API_KEY"] = "offline"

@@ -126,6 +126,7 @@ async def get(
         "attempts": record["attempts"],
         "process_id": record["process_id"],
         "config_revision": record["config_revision"],
+        "end_seq": record["end_seq"],
         "wake_at": _time(record["wake_at"]),
         "waiting_for": record["waiting_signals"] or [],
         "waiting_children": record["waiting_children"] or [],

@@ -17,7 +17,7 @@ from perdure.bus import wire
 from perdure.bus.service import serve
 from perdure.embedded.ensure import Hold, ensure_platform
 from perdure.embedded.locate import locate, use_offline_model
-from perdure.embedded.processes import SERVICES
+from perdure.embedded.processes import CORE
 from perdure.errors import Unavailable
 from perdure.observe.logging import quiet_by_default
 from perdure.runner.load import AnyAgent
@@ -192,9 +192,9 @@ class AgentRunner(Steering):
 
 
 def _services(settings: Settings) -> list[Any] | None:
-    """The services, unless the environment names a whole platform, whose services run already."""
+    """The services that agents need, unless the environment names a whole platform, whose services run already."""
     given = {"nats_url", "database_url", "redis_url"} <= settings.model_fields_set
-    return [] if given else list(SERVICES)
+    return [] if given else list(CORE)
 
 
 def _new_loop() -> asyncio.AbstractEventLoop:

@@ -21,7 +21,8 @@ from perdure.store.platform_files import platform_root
 from tests.docs import ROOT, blocks
 from tests.support import eventually, temporary_folder
 
-WALK = {block.name: block.text for block in blocks(ROOT / "README.md") if block.kind == "walk"}
+HTTP = ROOT / "docs" / "how-to" / "use-http.md"
+WALK = {block.name: block.text for page in (ROOT / "README.md", HTTP) for block in blocks(page) if block.kind == "walk"}
 FILES = {block.name: block.text for block in blocks(ROOT / "README.md") if block.kind == "file"}
 POINTED, _, _ = WALK["ask over NATS"].partition("\n")  # what points a terminal at the platform
 PSQL = """\
@@ -138,4 +139,25 @@ async def test_the_walk_of_the_readme(folder: Path):
         assert len(done) <= 11, "more than the step under way was done again"
 
         assert "Rome: sunny, 24 °C" in await walk(folder, "weather")
+        await walk_over_http(folder)
     assert not any("Traceback" in line for line in platform)
+
+
+async def walk_over_http(folder: Path) -> None:
+    """The page about HTTP, on the platform of the README's walk."""
+    assert '"name":"assistant"' in await walk(folder, "http", pointed=False)
+    started = [await walk(folder, "http start") for _ in range(2)]
+    assert '"status":"completed"' in started[0]
+    assert started[0] == started[1]
+    first, again = (await walk(folder, "http follow")).split("event: run.completed")[:2]
+    assert "id: 0\nevent: run.started" in first
+    assert "event: step.completed" in first
+    assert "id: 1\n" not in again
+    talk = await walk(folder, "http talk")
+    assert '"content":"My name is Ada."' in talk
+    assert '"session_id":"talk-1"' in talk
+    assert "a stargazer" in await walk(folder, "http configure")
+    told = await walk(folder, "http keys")
+    assert told.count('"code":"unauthorized"') == 2
+    assert '"next_cursor"' in told
+    assert "ada" in told

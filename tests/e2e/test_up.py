@@ -24,7 +24,7 @@ def home() -> Iterator[Path]:
 async def test_it_says_ready_and_leaves_no_process(home: Path, how: signal.Signals):
     async with up(home) as supervisor:
         parts = processes_of(home)
-        assert set(parts) == {"nats", "postgres", "redis", "offline-model", "config_manager", "scheduler"}
+        assert set(parts) == {"nats", "postgres", "redis", "offline-model", "config_manager", "scheduler", "gateway"}
         below = psutil.Process(supervisor.pid).children(recursive=True)
         supervisor.send_signal(how)
         await asyncio.wait_for(supervisor.communicate(), 60)
@@ -45,6 +45,8 @@ async def test_status_tells_where_it_is_in_three_forms(home: Path):
         variables = dict(line.removeprefix("export ").split("=", 1) for line in text.splitlines())
         assert variables["NATS_URL"] == said["urls"]["nats_url"]
         assert variables["PERDURE_OFFLINE_MODEL_URL"].endswith("/v1")
+        assert variables["PERDURE_GATEWAY_URL"] == said["urls"]["gateway_url"]
+        assert variables["PERDURE_GATEWAY_URL"] in table
 
 
 async def test_a_second_up_finds_the_first_and_down_stops_it(home: Path):

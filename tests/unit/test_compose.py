@@ -26,7 +26,7 @@ CONDITIONS = {"service_healthy", "service_completed_successfully"}
 def test_every_part_of_the_platform_is_there():
     assert set(PARTS) == {
         *("nats", "postgres", "redis", "consul", "migrations", "offline-model"),
-        *("config-manager", "scheduler", "assistant", "activation"),
+        *("config-manager", "scheduler", "gateway", "assistant", "activation"),
     }
 
 
@@ -65,7 +65,7 @@ def test_nothing_waits_in_a_circle():
 
 
 def test_services_start_after_the_migrations_and_agents_after_the_services():
-    for name in ("config-manager", "scheduler"):
+    for name in ("config-manager", "scheduler", "gateway"):
         assert PARTS[name]["depends_on"]["migrations"]["condition"] == "service_completed_successfully"
     for name in ("assistant", "activation"):
         assert {"config-manager", "scheduler"} <= set(PARTS[name]["depends_on"])
@@ -94,9 +94,11 @@ def test_the_commands_are_programs_that_the_image_has():
 def test_a_health_check_asks_for_the_name_under_which_the_process_registers():
     from config_manager.service import ConfigManager
     from perdure.runner.load import load_agent
+    from services.gateway.service import Gateway
     from services.scheduler.service import Scheduler
 
     registered = {"config-manager": ConfigManager.service_name, "scheduler": Scheduler.service_name}
+    registered["gateway"] = Gateway.service_name
     registered |= {name: load_agent(str(ROOT / "agents" / f"{name}.py")).name for name in ("assistant", "activation")}
     for name, service in registered.items():
         assert PARTS[name]["healthcheck"]["test"][1:] == ["python", "deploy/healthcheck.py", service]

@@ -1,0 +1,65 @@
+"""The app: its routes, its errors, its OpenAPI document."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fastapi import APIRouter, Depends, FastAPI
+from fastapi.openapi.utils import get_openapi
+from fastapi.security import HTTPBearer
+from starlette.middleware.cors import CORSMiddleware
+
+from perdure.edge import problems, routes_chat, routes_config, routes_events, routes_operation, routes_runs
+from perdure.edge.door import Door
+from perdure.edge.gate import origins
+from perdure.edge.guard import PUBLIC, Guard
+from perdure.edge.replies import ERRORS
+
+DESCRIPTION = """\
+Start, follow and steer runs, talk with agents, change their configuration. Lists take `limit` and `cursor` and return
+`next_cursor`. Errors are problem details (RFC 9457) with a `code` that is the same on NATS. Every answer has
+`X-Request-Id`."""
+
+
+def create_app(door: Door, *, version: str = "0") -> FastAPI:
+    """The app over a door. Every route but health is behind the guard, which lets callers in."""
+    app = FastAPI(
+        title="Perdure" if door.only is None else f"Perdure: {door.only}",
+        version=version,
+        description=DESCRIPTION,
+        responses=ERRORS,
+        redoc_url=None,
+    )
+    app.state.door = door
+    problems.install(app)
+    keyed = APIRouter(dependencies=[Depends(HTTPBearer(auto_error=False, description="An API key, or a JWT."))])
+    if door.only is not None:
+        keyed.include_router(routes_runs.single(door.only))
+    for each in (routes_runs, routes_events, routes_chat, routes_config, routes_operation):
+        keyed.include_router(each.router)
+    app.include_router(keyed)
+    app.add_middleware(Guard, door=door)
+    if allowed := origins(door.settings):
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=sorted(allowed),
+            allow_methods=["*"],
+            allow_headers=["Authorization", "Content-Type", "Idempotency-Key", "Last-Event-ID", "Prefer"],
+            expose_headers=["X-Request-Id", "Retry-After", "Preference-Applied", "ETag"],
+        )
+    app.openapi = lambda: _document(app)  # type: ignore[method-assign]  # the way FastAPI documents
+    return app
+
+
+def _document(app: FastAPI) -> dict[str, Any]:
+    """The OpenAPI document; made once."""
+    if app.openapi_schema is None:
+        made = get_openapi(title=app.title, version=app.version, description=app.description, routes=app.routes)
+        schemas = made.setdefault("components", {}).setdefault("schemas", {})
+        schemas["Problem"] = problems.Problem.model_json_schema()
+        for path, operations in made["paths"].items():
+            for operation in operations.values():
+                if path in PUBLIC:
+                    operation.pop("security", None)
+        app.openapi_schema = made
+    return app.openapi_schema

@@ -1,0 +1,60 @@
+"""How this process is, and which agents are there."""
+
+from __future__ import annotations
+
+from fastapi import APIRouter, Request, Response
+
+from perdure.agent.registry import live_agents
+from perdure.edge import metrics, models
+from perdure.edge.door import door_of
+from perdure.edge.replies import Cursor, Limit, reply
+from perdure.edge.roles import Viewer
+from perdure.errors import InvalidRequest
+from perdure.subjects import AGENT_NAME
+
+router = APIRouter(tags=["operation"])
+
+
+@router.get("/healthz", response_model=models.Health, summary="Is it alive?")
+async def healthz() -> Response:
+    """200 as long as the process answers: restart it when this fails."""
+    return reply({"status": "ok"})
+
+
+@router.get(
+    "/readyz",
+    response_model=models.Health,
+    responses={503: {"model": models.Health, "description": "A part that is needed is away."}},
+    summary="Can it work?",
+)
+async def readyz(request: Request) -> Response:
+    """200 while NATS and Postgres answer and the process does not stop: send no requests otherwise."""
+    door = door_of(request)
+    found = await door.health.report()
+    stopping = door.stopping.is_set()
+    # what the checks say in words may name servers: without a key their states are told alone
+    checks = {name: {"status": each["status"]} for name, each in found["checks"].items()}
+    status = "critical" if stopping else found["status"]
+    return reply({"status": status, "checks": checks}, 503 if status == "critical" else 200)
+
+
+@router.get("/metrics", response_class=Response, summary="Counters for Prometheus")
+async def tell_metrics(request: Request, caller: Viewer) -> Response:
+    """What this process counts."""
+    caller.need_platform()
+    return Response(door_of(request).metrics.text(), media_type=metrics.MEDIA_TYPE)
+
+
+@router.get("/agents", response_model=models.Agents, summary="List agents")
+async def list_agents(request: Request, caller: Viewer, limit: Limit = 500, cursor: Cursor = None) -> Response:
+    """The agents with live processes, by name."""
+    door = door_of(request)
+    if cursor is not None and not AGENT_NAME.fullmatch(cursor):
+        raise InvalidRequest("parameter 'cursor': give the next_cursor of the page before, unchanged")
+    found = [
+        {"name": each["agent"], "replicas": each["replicas"], "since": each["since"]}
+        for each in await live_agents(door.pool)
+        if caller.uses(each["agent"]) and door.only in (None, each["agent"]) and each["agent"] > (cursor or "")
+    ]
+    following = found[limit - 1]["name"] if len(found) > limit else None
+    return reply({"agents": found[:limit], "next_cursor": following})

@@ -1,0 +1,51 @@
+"""The gateway: the platform over HTTP. Nothing in it is state: any number of gateways may run, and any may die."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import ClassVar
+
+from perdure.bus.service import Service
+from perdure.edge.app import create_app
+from perdure.edge.door import Door
+from perdure.edge.gate import Gate
+from perdure.edge.keys import pepper
+from perdure.edge.server import HttpServer
+from perdure.settings import Settings
+
+
+class Gateway(Service):
+    """Composition root of the gateway's process."""
+
+    service_name: ClassVar[str] = "gateway"
+    description: ClassVar[str] = "the platform over HTTP"
+
+    def __init__(self, settings: Settings | None = None) -> None:
+        super().__init__(settings)
+        self.door: Door
+        self.server: HttpServer
+
+    def metadata(self) -> dict[str, str]:
+        """What discovery shows: where it answers."""
+        return {**super().metadata(), "url": self.server.url}
+
+    async def on_start(self) -> None:
+        """Listen."""
+        said = self.settings
+        under = await asyncio.to_thread(pepper, said)
+        gate = Gate(said, said.gateway_host, self.pool, self.redis, under)
+        self.door = Door(said, self.nats, self.pool, self.redis, self.health, gate)
+        app = await asyncio.to_thread(create_app, self.door, version=self.version)
+        self.server = HttpServer(app, said.gateway_host, said.gateway_port, drain=said.drain_timeout)
+        self.port = self.server.port
+        await self.server.start()
+        self.logger.info("listening", action="gateway.listening", url=self.server.url)
+        await gate.tell()
+
+    async def on_stop(self) -> None:
+        """End the event streams, whose readers go elsewhere, and let requests end."""
+        if hasattr(self, "door"):
+            self.door.stopping.set()
+        if hasattr(self, "server"):
+            await self.server.stop()
+            await self.door.gate.keys.stop()
