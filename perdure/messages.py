@@ -15,7 +15,7 @@ from pydantic import AwareDatetime, BaseModel, BeforeValidator, ConfigDict, Fiel
 from pydantic_core import PydanticCustomError
 
 from perdure.errors import InvalidRequest
-from perdure.subjects import AGENT_NAME, RUN_ID
+from perdure.subjects import AGENT_NAME, RUN_ID, free_subject
 
 Id = Annotated[str, Field(pattern=f"^{RUN_ID.pattern}$")]
 AgentName = Annotated[str, Field(pattern=f"^{AGENT_NAME.pattern}$")]
@@ -50,6 +50,36 @@ class Message(BaseModel):
     model_config = ConfigDict(frozen=True, extra="ignore")
 
 
+def _spelt(value: Any) -> Any:
+    """A callback may be said as its URL or subject alone."""
+    if isinstance(value, str):
+        return {"url": value} if "://" in value else {"subject": value}
+    return value
+
+
+class Callback(Message):
+    """Whom to tell of a run's end: an HTTP `url`, or a NATS `subject`.
+
+    `secret` names the environment variable of the scheduler that signs it, `secret://env/PERDURE_CALLBACK_SECRET_…`.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    url: str | None = Field(None, max_length=2048)
+    subject: str | None = Field(None, max_length=255)
+    secret: str | None = Field(None, pattern=r"^secret://env/PERDURE_CALLBACK_SECRET_[A-Z0-9_]{1,100}$")
+
+    @model_validator(mode="after")
+    def _one(self) -> Self:
+        if (self.url is None) == (self.subject is None):
+            raise ValueError("give either 'url' or 'subject'")
+        if self.subject is not None:
+            free_subject(self.subject)
+            if self.secret is not None:
+                raise ValueError("'secret' signs a 'url'; a subject is protected by the permissions of NATS")
+        return self
+
+
 class Place(Message):
     """In which line a run stands, and where: a higher `priority` is first, `fair_key`s take turns."""
 
@@ -70,6 +100,7 @@ class RunStart(Place):
     workflow: Name = "run"
     run_id: Id | None = None
     session_id: Id | None = None
+    callback: Annotated[Callback, BeforeValidator(_spelt)] | None = None
     delay: Seconds | None = None
     start_at: AwareDatetime | None = None
     dedup_key: Name | None = None

@@ -65,6 +65,14 @@ class Settings(BaseSettings):
     run_max_attempts: int = Field(10, ge=1)
     sweep_interval: float = Field(1.0, gt=0, description="how often the scheduler looks for work that nobody woke")
     redispatch_after: float = Field(3.0, gt=0, description="age of a pending run's last wake-up before the next")
+    callback_secret: str | None = Field(
+        None, pattern=r"^secret://(env|file)/.+", description="signs callbacks that name no secret of their own"
+    )
+    callback_private: bool = Field(
+        False, description="callbacks may use plain HTTP and go to addresses of this machine and its networks"
+    )
+    callback_timeout: float = Field(10.0, gt=0, le=30)
+    callback_max_attempts: int = Field(20, ge=1, le=1000, description="tries of a callback before it is given up")
     max_payload: int = Field(67_108_864, ge=1024, description="largest task, result, output or signal")
     inline_payload: int = Field(262_144, ge=1024, description="larger values are stored by reference")
 

@@ -73,6 +73,22 @@ def run_id(value: str, *, field: str = "run_id") -> str:
     return value
 
 
+OURS: Final = frozenset({"config", "run", "session", "task", "work", "process", "health", "agents", "ns", "redis"})
+"""First tokens of subjects on which Perdure itself listens."""
+
+
+def free_subject(value: str, *, field: str = "subject") -> str:
+    """`value` itself if anybody may publish on it without Perdure taking it for its own; else `ValueError`."""
+    if not re.fullmatch(r"[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*", value) or len(value) > 255:
+        raise ValueError(
+            f"{field} {value[:300]!r} is not usable: tokens of letters, digits, '_' and '-', with dots between"
+        )
+    first = value.partition(".")[0]
+    if first in OURS or first.startswith("_"):
+        raise ValueError(f"{field} {value!r} is not usable: subjects that begin with {first!r} are not free")
+    return value
+
+
 def config_get(agent: str) -> str:
     """Request subject for an agent's configuration."""
     return f"{CONFIG_GET}.{agent}"

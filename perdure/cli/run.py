@@ -35,6 +35,9 @@ def run(
         str | None, typer.Option("--run-id", help="An id of your own: the same id and task again are the same run.")
     ] = None,
     session: Annotated[str | None, typer.Option("--session", "-s", help="The conversation it belongs to.")] = None,
+    callback: Annotated[
+        str | None, typer.Option("--callback", help="Tell this https:// URL, or this NATS subject, of its end.")
+    ] = None,
     timeout: Annotated[
         float | None, typer.Option("--timeout", "-t", min=0.001, help="Seconds to wait; the run goes on after them.")
     ] = None,
@@ -89,6 +92,7 @@ def run(
             debounce_key=debounce_key,
             debounce=debounce,
             debounce_max=debounce_max,
+            callback=callback,
         )
         await say_if_absent(client, handle.agent, handle.run_id)
         if wait:

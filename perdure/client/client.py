@@ -75,6 +75,7 @@ class Client:
         debounce_key: str | None = None,
         debounce: float | timedelta | None = None,
         debounce_max: float | timedelta | None = None,
+        callback: str | Mapping[str, str] | None = None,
     ) -> RunHandle:
         """Have a run accepted; when this returns, it is durable, whether or not the agent is up.
 
@@ -85,6 +86,9 @@ class Client:
         run holds `dedup_key` (to its end, or for `dedup_window`) a start with the key is that run. Starts with one
         `debounce_key` become one run with the newest task: `debounce` after the last of them, `debounce_max` after the
         first at the latest. Durations are seconds or a `timedelta`.
+
+        `callback` is an HTTPS URL or a NATS subject that is told of its end, at least once; a mapping with `url` may
+        have a `secret` beside it, `secret://env/PERDURE_CALLBACK_SECRET_…`.
         """
         name = _checked(subjects.agent_name, agent)
         said = self._start(task, workflow, run_id, session_id)
@@ -101,6 +105,8 @@ class Client:
             "debounce_max": _seconds(debounce_max),
         }
         said |= {key: value for key, value in more.items() if value is not None}
+        if callback is not None:
+            said["callback"] = callback if isinstance(callback, str) else dict(callback)
         try:
             accepted = await self._connection.insist(subjects.run_start(name), said)
         except TypeError as error:

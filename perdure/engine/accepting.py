@@ -16,11 +16,12 @@ from perdure.store.vault import vault_of
 
 _RUNS = load_queries("runs.sql")
 _SQL = load_queries("queues.sql")
+_ENDS = load_queries("ends.sql")
 _PLAIN = StartOptions()
 
 
 async def insert_starts(connection: PooledConnection, starts: Sequence[Start]) -> set[str]:
-    """Insert runs, each once; the ids of those that are new. With options among them, call it in a transaction."""
+    """Insert runs, each once; the ids of those that are new. With options or callbacks, call it in a transaction."""
     stored = list(zip(starts, await _stored_tasks(connection, starts), strict=True))
     plain = [(start, task) for start, task in stored if start.options is None]
     made: set[str] = set()
@@ -32,6 +33,9 @@ async def insert_starts(connection: PooledConnection, starts: Sequence[Start]) -
             _SQL["accept_queued"], *_columns(placed), *_places([start for start, _ in placed])
         )
         made |= {record["run_id"] for record in records}
+    if calling := [start for start in starts if start.callback is not None and start.run_id in made]:
+        told = [start.run_id for start in calling], [start.callback for start in calling]
+        await connection.execute(_ENDS["set_callbacks"], *told)
     return made
 
 

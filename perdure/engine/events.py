@@ -7,7 +7,7 @@ that begins, a token) carries the seq of the last row before it and an `index`, 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 import orjson
@@ -77,12 +77,13 @@ def end_data(output: str | None, error: str | None) -> bytes:
 class Events:
     """Publishes the events of one process's runs, after the commit that they tell of."""
 
-    __slots__ = ("_indexes", "_nats", "dropped")
+    __slots__ = ("_indexes", "_nats", "away_since", "dropped")
 
     def __init__(self, nats: Client) -> None:
         self._nats = nats
         self._indexes: dict[str, int] = {}
         self.dropped = 0
+        self.away_since: datetime | None = None  # when the first event since NATS was there could not leave
 
     def _send(self, run_id: str, payload: bytes) -> None:
         self.publish(subjects.run_events(run_id), payload)
@@ -91,6 +92,7 @@ class Events:
         """Send without waiting; a message that cannot leave now is counted, the journal has what it says."""
         if not self._nats.is_connected:
             self.dropped += 1
+            self.away_since = self.away_since or datetime.now(UTC)
             return
         if len(payload) > self._nats.max_payload:
             self.dropped += 1  # a token or a progress mark of the author's own: the journal has what counts
@@ -153,7 +155,7 @@ class Events:
         now = execution.host.clock.now()
         payload = render(seq, f"run.{move.status}", run.run_id, run.agent_name, now, data)
         self._send(run.run_id, payload)
-        if move.end_seq is not None or move.status == "blocked":
+        if move.end_seq is not None or move.status in ("blocked", "needs_review"):
             self.publish(subjects.run_ended(run.run_id), ended_payload(run.run_id, run.agent_name, move))
 
     def forget(self, run_id: str) -> None:

@@ -51,6 +51,7 @@ class Start:
     parent_run_id: str | None = None
     parent_path: str | None = None
     options: StartOptions | None = None
+    callback: str | None = None  # whom to tell of its end, as JSON text
 
 
 @dataclass(frozen=True, slots=True)

@@ -26,6 +26,7 @@ from perdure.store.vault import vault_of
 
 _SQL = load_queries("runs.sql")
 _ENGINE = load_queries("engine.sql")
+_ENDS = load_queries("ends.sql")
 
 STATUSES = frozenset(
     {"pending", "running", "waiting", "paused", "blocked", "needs_review", "completed", "failed", "cancelled", "dead"}
@@ -56,7 +57,7 @@ async def accept(pool: Pool, starts: Sequence[Start]) -> dict[str, str]:
     """
     sessions = [f"{start.agent_name}/{start.session_id}" for start in starts if start.session_id]
     async with pool.acquire() as connection:
-        if sessions or any(start.options for start in starts):
+        if sessions or any(start.options or start.callback for start in starts):
             async with connection.transaction():
                 if sessions:
                     await connection.execute(_SQL["lock_sessions"], sessions)
@@ -135,6 +136,8 @@ async def get(
         "finished_at": _time(record["finished_at"]),
     }
     space.fill(reply, "task", whole["task"])
+    if record["callback"]:
+        reply["callbacks"] = [_callback(each) for each in await pool.fetch(_ENDS["callbacks_of"], run_id)]
     if steps:
         reply["steps"] = []
         rows = await pool.fetch(_SQL["steps"], run_id, after, limit)
@@ -192,6 +195,11 @@ async def _why_pending(pool: Pool, run: asyncpg.Record) -> dict[str, str] | None
     if found["behind"]:
         return {"code": "waiting_for_turn", "message": f"an earlier run of session {run['session_id']!r} is not over"}
     return await queues.why_queued(pool, run["queue_name"]) if run["queue_name"] is not None else None
+
+
+def _callback(record: asyncpg.Record) -> dict[str, Any]:
+    told = {key: record[key] for key in ("callback_id", "status", "url", "subject", "state", "attempts", "last_error")}
+    return told | {key: _time(record[key]) for key in ("next_try", "delivered_at")}
 
 
 def _time(moment: Any) -> str | None:

@@ -6,6 +6,7 @@ import asyncio
 import functools
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
+from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
 import structlog
@@ -43,6 +44,9 @@ if TYPE_CHECKING:
     from perdure.engine.steps import StepCall
 
 log = structlog.get_logger(__name__)
+
+_ENDS = load_queries("ends.sql")
+LOST_IN_FLIGHT = 5.0  # seconds before a broken connection was noticed
 
 
 class ConfigSource(Protocol):
@@ -192,8 +196,11 @@ class Worker:
         log.info("runs given back", action="drain.released", runs=len(records))
 
     async def on_reconnect(self) -> None:
-        """NATS is back: streams and consumer may be gone."""
+        """NATS is back: streams and consumer may be gone, and events of ends may have got lost on their way."""
         self._consumer.reset()
+        since = (self.events.away_since or datetime.now(UTC)) - timedelta(seconds=LOST_IN_FLIGHT)
+        self.events.away_since = None
+        self._soon(self._patiently(functools.partial(self.pool.execute, _ENDS["doubt_ends"], self.process_id, since)))
 
     def _lost(self) -> None:
         """The lease is over, or the process's row was given up: every run here may be another's by now."""

@@ -16,14 +16,16 @@ from perdure.bus.service import Request
 from perdure.engine import runs
 from perdure.engine.accepting import accept_keyed
 from perdure.engine.clock import Clock, SystemClock
+from perdure.engine.codec import encode
 from perdure.engine.points import reach
 from perdure.engine.rows import Start
 from perdure.engine.start_options import DEBOUNCE_ROUNDS, StartOptions
-from perdure.errors import ApiError, Conflict, TooLarge, Unavailable
-from perdure.messages import RunStart, parse
+from perdure.errors import ApiError, Conflict, InvalidRequest, TooLarge, Unavailable
+from perdure.messages import Callback, RunStart, parse
 from perdure.settings import Settings
 from perdure.store.failures import CONNECTION_ERRORS
 from perdure.store.postgres import Pool
+from perdure.webhooks import check_url
 from services.scheduler.payloads import Payloads
 
 log = structlog.get_logger(__name__)
@@ -69,7 +71,7 @@ class Acceptor:
             raise TooLarge(
                 f"the request has {size} bytes; the limit is {self._settings.max_payload} (PERDURE_MAX_PAYLOAD)"
             )
-        return runs.new_start(
+        start = runs.new_start(
             said.run_id or uuid4().hex,
             agent,
             said.task,
@@ -77,6 +79,21 @@ class Acceptor:
             session_id=said.session_id,
             options=options_of(said, self._clock.now()),
         )
+        if said.callback is not None:
+            start.callback = self._callback(said.callback)
+        return start
+
+    def _callback(self, said: Callback) -> str:
+        target = said.model_dump(exclude_none=True)
+        if said.url is not None:
+            try:
+                check_url(said.url, private=self._settings.callback_private)
+            except ValueError as error:
+                raise InvalidRequest(f"field 'callback.url': {error}") from None
+            target["secret"] = said.secret or self._settings.callback_secret
+            if target["secret"] is None:
+                raise InvalidRequest("field 'callback.secret' is missing, and PERDURE_CALLBACK_SECRET is not set")
+        return encode(target, what="callback")
 
     async def accept(self, start: Start) -> str:
         """Commit a run; its status. Raises `Conflict`, or `Unavailable` when Postgres does not answer in time.

@@ -57,7 +57,8 @@ class Reaper:
         """Bury the processes that are lost, and requeue what they held."""
         for record in await self._pool.fetch(_SQL["lost_processes"], leases, self._settings.lease_seconds):
             reach("bury.before")
-            if await self._pool.fetchval(_SQL["bury_process"], record["process_id"]):
+            doubtful = 2 * self._settings.lease_seconds + 1  # longer than it can have lived since it renewed its lease
+            if await self._pool.fetchval(_SQL["bury_process"], record["process_id"], doubtful):
                 log.warning(
                     "process lost",
                     action="process.lost",

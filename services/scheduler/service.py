@@ -14,6 +14,7 @@ from perdure.engine.clock import Clock, SystemClock
 from perdure.settings import Settings
 from services.scheduler.accept import Acceptor
 from services.scheduler.ask import Asks
+from services.scheduler.callbacks import Callbacks
 from services.scheduler.payloads import Cleaner, Payloads
 from services.scheduler.queues import Queues
 from services.scheduler.reaper import Reaper
@@ -53,6 +54,7 @@ class Scheduler(Service):
         self.spawn(reaper.run, name="reaper")
         self.spawn(Cleaner(self.pool).run, name="payloads")
         self.spawn(queues.run, name="queues")
+        self.spawn(Callbacks(self.pool, self.nats, self.settings).run, name="callbacks")
         self.spawn(self._intake.run, name="tasks")
         await asks.open()
         await queues.open()

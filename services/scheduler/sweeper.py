@@ -15,6 +15,7 @@ from perdure.engine.points import reach
 from perdure.settings import Settings
 from perdure.store.postgres import Pool
 from perdure.store.queries import load_queries
+from services.scheduler.untold import UntoldEnds
 
 _SQL = load_queries("engine.sql")
 log = structlog.get_logger(__name__)
@@ -33,6 +34,7 @@ class Sweeper:
         self._settings = settings
         self._clock = clock
         self._hurry = asyncio.Event()
+        self._ends = UntoldEnds(pool, nats)
 
     def hurry(self) -> None:
         """Sweep now: wake-ups were probably lost."""
@@ -68,6 +70,7 @@ class Sweeper:
             while await self.sweep(age) == BATCH:
                 age = self._settings.redispatch_after
             await self.tell_untold()
+            await self._ends.tell()
             await self.cancel_abandoned()
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(self._settings.sweep_interval):

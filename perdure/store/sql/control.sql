@@ -23,7 +23,7 @@ WITH target AS (
   FROM target
 ), ended AS (
   UPDATE runs SET status = 'cancelled', epoch = runs.epoch + 1, cancel_reason = $2, wake_at = NULL, process_id = NULL,
-         finished_at = now(), error = json_build_object('type', 'Cancelled', 'message', $2::text),
+         finished_at = now(), untold = TRUE, error = json_build_object('type', 'Cancelled', 'message', $2::text),
          end_seq = 1 + COALESCE((SELECT max(seq) FROM journal WHERE journal.run_id = runs.run_id), 0)
   FROM place WHERE runs.run_id = place.run_id AND place.way = 'ended'
   RETURNING runs.run_id, runs.end_seq
@@ -44,7 +44,7 @@ WITH target AS (
   SELECT run_id, agent_name, status, process_id FROM runs WHERE run_id = $1
 ), ended AS (
   UPDATE runs SET status = 'cancelled', epoch = runs.epoch + 1, cancel_reason = COALESCE(runs.cancel_reason, $2),
-         wake_at = NULL, process_id = NULL, finished_at = now(),
+         wake_at = NULL, process_id = NULL, finished_at = now(), untold = TRUE,
          error = json_strip_nulls(json_build_object('type', 'Terminated', 'message', $2::text, 'not_undone', (
            SELECT json_agg(u.name ORDER BY u.seq DESC) FROM journal AS u
            WHERE u.run_id = runs.run_id AND u.seq > runs.base_seq AND u.kind = 'on_failure' AND NOT EXISTS (
@@ -92,14 +92,15 @@ WITH target AS (
 ), last AS (
   SELECT path, kind, outcome FROM journal WHERE run_id = $1 ORDER BY seq DESC LIMIT 1
 ), stopped AS (
-  UPDATE runs SET status = 'pending', attempts = 0, error = NULL, dispatched_at = now(), pause_asked = FALSE
+  UPDATE runs SET attempts = 0, error = NULL, dispatched_at = now(), pause_asked = FALSE,
+         status = CASE WHEN runs.epoch = 0 AND runs.wake_at > now() THEN 'waiting' ELSE 'pending' END  -- put off
   FROM target
   WHERE runs.run_id = target.run_id AND target.status IN ('blocked', 'paused', 'needs_review')
   RETURNING runs.run_id
 ), ended AS (
   UPDATE runs SET status = 'pending', attempts = 0, error = NULL, dispatched_at = now(), finished_at = NULL,
          seq_floor = GREATEST(seq_floor, end_seq), end_seq = NULL, parent_notified = FALSE, turn = DEFAULT,
-         pause_asked = FALSE,
+         pause_asked = FALSE, untold = FALSE,
          cancel_reason = CASE WHEN EXISTS (SELECT 1 FROM last WHERE kind = 'undo') THEN runs.cancel_reason END
   FROM target
   WHERE runs.run_id = target.run_id AND target.status IN ('failed', 'dead')
@@ -123,8 +124,9 @@ FROM target
 -- name: restart
 -- A new run with another's task; both stay.
 INSERT INTO runs (run_id, agent_name, workflow, session_id, task, task_hash, origin_run_id, origin_kind, queue_name,
-                  priority, fair_key)
-SELECT $2, agent_name, workflow, session_id, task, task_hash, run_id, 'restart', queue_name, priority, fair_key
+                  priority, fair_key, callback)
+SELECT $2, agent_name, workflow, session_id, task, task_hash, run_id, 'restart', queue_name, priority, fair_key,
+       callback
 FROM runs WHERE run_id = $1
 ON CONFLICT (run_id) DO NOTHING
 RETURNING run_id, agent_name

@@ -294,7 +294,17 @@ WHERE p.state = 'live' AND (
       AND l.objsubid = 2 AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database()))))
 
 -- name: bury_process
-UPDATE processes SET state = 'lost' WHERE process_id = $1 AND state = 'live' RETURNING TRUE
+-- It may have died between the commit of an end and its event: those of its last $2 seconds are told again.
+WITH buried AS (
+  UPDATE processes SET state = 'lost' WHERE process_id = $1 AND state = 'live' RETURNING process_id, lease_until
+), ended AS (
+  SELECT r.run_id FROM runs AS r, buried
+  WHERE r.finished_at >= buried.lease_until - $2 * interval '1 second' AND r.process_id = buried.process_id
+  ORDER BY r.run_id FOR NO KEY UPDATE OF r
+), doubted AS (
+  UPDATE runs SET untold = TRUE FROM ended WHERE runs.run_id = ended.run_id
+)
+SELECT TRUE FROM buried
 
 -- name: requeue_lost
 -- The epoch rises here already: whatever the lost process still sends is refused from this commit on. A run that
@@ -302,7 +312,7 @@ UPDATE processes SET state = 'lost' WHERE process_id = $1 AND state = 'live' RET
 UPDATE runs SET
   status = CASE WHEN held.attempts >= $2 THEN 'dead' WHEN runs.pause_asked THEN 'paused' ELSE 'pending' END,
   epoch = runs.epoch + 1, process_id = NULL, dispatched_at = now(), attempts = held.attempts,
-  finished_at = CASE WHEN held.attempts >= $2 THEN now() END,
+  finished_at = CASE WHEN held.attempts >= $2 THEN now() END, untold = held.attempts >= $2,
   end_seq = CASE WHEN held.attempts >= $2
     THEN 1 + COALESCE((SELECT max(seq) FROM journal WHERE journal.run_id = runs.run_id), 0) END,
   error = CASE WHEN held.attempts >= $2 THEN json_build_object('type', 'LostProcess', 'message',

@@ -20,7 +20,7 @@ SELECT run_id, task_hash, status FROM runs WHERE run_id = ANY($1::text[])
 SELECT run_id, agent_name, workflow, version, source_hash, session_id, parent_run_id, origin_run_id,
        origin_kind, task, status, epoch, process_id, attempts, queue_name, priority, fair_key, wake_at, waiting_signals,
        waiting_children, cancel_reason, output, error,
-       config_revision, end_seq, created_at, started_at, finished_at
+       config_revision, end_seq, created_at, started_at, finished_at, callback IS NOT NULL AS callback
 FROM runs WHERE run_id = $1
 
 -- name: why_pending

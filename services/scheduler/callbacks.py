@@ -1,0 +1,141 @@
+"""Calls back whoever asked to be told of a run's end: over HTTP, signed, or on a NATS subject. At least once."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from typing import Any, Final
+
+import asyncpg
+import orjson
+import structlog
+from nats import errors as nats_errors
+from nats.aio.client import Client
+
+from perdure.bus.namespace import subject_at
+from perdure.config.secrets import resolve_secret
+from perdure.engine import runs
+from perdure.engine.codec import decode
+from perdure.errors import SetupError
+from perdure.settings import Settings
+from perdure.store.failures import CONNECTION_ERRORS
+from perdure.store.postgres import Pool
+from perdure.store.queries import load_queries
+from perdure.webhooks import NotDelivered, WebhookSender
+
+_SQL = load_queries("ends.sql")
+log = structlog.get_logger(__name__)
+
+LOOK_EVERY: Final = 0.25
+AT_ONCE: Final = 32
+TAKEN_FOR: Final = 60.0  # seconds, longer than any delivery takes
+LONGEST_PAUSE: Final = 3600.0
+LARGEST: Final = 1_000_000  # bytes of an outcome
+MARGIN: Final = 16_384
+
+End = tuple[asyncpg.Record, dict[str, Any]]  # a run's row, and its outcome
+
+
+class Callbacks:
+    """Delivers the rows of the outbox `callbacks`. Any number of schedulers may."""
+
+    def __init__(self, pool: Pool, nats: Client, settings: Settings) -> None:
+        self._pool = pool
+        self._nats = nats
+        self._settings = settings
+        self._sender = WebhookSender(private=settings.callback_private, timeout=settings.callback_timeout)
+
+    async def run(self) -> None:
+        """Deliver until cancelled."""
+        try:
+            while True:
+                try:
+                    taken = await self.deliver()
+                except CONNECTION_ERRORS as error:
+                    log.info("callbacks wait", action="callback.waits", error=type(error).__name__)
+                    taken = 0
+                if taken < AT_ONCE:
+                    await asyncio.sleep(LOOK_EVERY)
+        finally:
+            await self._sender.close()
+
+    async def deliver(self) -> int:
+        """Try those that are due, at most 32 at once; how many there were."""
+        rows = await self._pool.fetch(_SQL["take_callbacks"], AT_ONCE, TAKEN_FOR)
+        if rows:
+            ends = await self._pool.fetch(_SQL["ends"], [row["run_id"] for row in rows])
+            room = min(LARGEST, self._nats.max_payload - MARGIN)
+            replies = await runs.outcomes(self._pool, ends, room)
+            found = {end["run_id"]: (end, reply) for end, reply in zip(ends, replies, strict=True)}
+            async with asyncio.TaskGroup() as group:
+                for row in rows:
+                    group.create_task(self._one(row, found.get(row["run_id"])))
+        return len(rows)
+
+    async def _one(self, row: asyncpg.Record, run: End | None) -> None:
+        try:
+            try:
+                await self._send(decode(row["target"]), row["callback_id"], _body(row, run))
+            except NotDelivered as error:
+                await self._failed(row, error)
+            else:
+                await self._pool.execute(_SQL["callback_delivered"], row["callback_id"])
+        except CONNECTION_ERRORS as error:  # its row is taken again after a minute
+            log.info("callback not noted", action="callback.not_noted", error=type(error).__name__)
+        except Exception:
+            log.exception("callback failed", action="callback.fault", run_id=row["run_id"])
+
+    async def _send(self, target: dict[str, Any], callback_id: str, body: bytes) -> None:
+        if "subject" in target:
+            await self._publish(target["subject"], callback_id, body)
+            return
+        try:
+            secret = await resolve_secret(target["secret"])
+        except (SetupError, ValueError) as error:
+            raise NotDelivered(str(error)) from None
+        await self._sender.send(target["url"], callback_id, body, secret)
+
+    async def _publish(self, subject: str, callback_id: str, body: bytes) -> None:
+        """A subject that a stream covers is delivered to when the stream has acknowledged it."""
+        headers = {"webhook-id": callback_id, "Nats-Msg-Id": callback_id}
+        try:
+            wanted = orjson.dumps({"subject": subject_at(self._nats, subject)})
+            streams = orjson.loads((await self._nats.request("$JS.API.STREAM.NAMES", wanted, timeout=2)).data)
+            if streams.get("streams"):
+                answer = orjson.loads((await self._nats.request(subject, body, timeout=2, headers=headers)).data)
+                if "error" in answer:
+                    raise NotDelivered(f"its stream refused it: {answer['error'].get('description', '')}")
+            else:
+                await self._nats.publish(subject, body, headers=headers)
+                await self._nats.flush(timeout=2)
+        except (nats_errors.Error, TimeoutError) as error:
+            raise NotDelivered(f"NATS does not answer ({type(error).__name__})") from None
+
+    async def _failed(self, row: asyncpg.Record, error: NotDelivered) -> None:
+        last = error.permanent or row["attempts"] >= self._settings.callback_max_attempts
+        pause = min(2.0 ** (row["attempts"] - 1), LONGEST_PAUSE) * (0.5 + random.random() / 2)  # noqa: S311 -- jitter
+        wait = None if last else max(pause, error.retry_after or 0.0)
+        log.warning(
+            "callback not delivered",
+            action="callback.given_up" if last else "callback.retry",
+            run_id=row["run_id"],
+            attempt=row["attempts"],
+            reason=str(error),
+        )
+        await self._pool.execute(_SQL["callback_failed"], row["callback_id"], str(error)[:1000], wait)
+
+
+def _body(row: asyncpg.Record, end: End | None) -> bytes:
+    """What the receiver reads; without the outcome when the run has gone on since, or is gone.
+
+    An output too large for a message is named in `large`; `run.get` has it.
+    """
+    data: dict[str, Any] = {"run_id": row["run_id"], "status": row["status"]}
+    moment = row["created_at"]
+    if end is not None:
+        run, reply = end
+        data |= {"agent": run["agent_name"], "workflow": run["workflow"], "session_id": run["session_id"]}
+        if run["end_seq"] == row["end_seq"]:
+            moment = run["finished_at"]
+            data |= {key: reply[key] for key in ("output", "error", "large") if key in reply}
+    return orjson.dumps({"type": f"run.{row['status']}", "timestamp": moment.isoformat(), "data": data})
