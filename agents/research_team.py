@@ -64,5 +64,7 @@ class ResearchTeam(BaseAgent):
         await self._staff.stop()
 
 
+agent = ResearchTeam  # the one that `perdure agent` runs; the others come along
+
 if __name__ == "__main__":
-    run_agent(ResearchTeam)
+    run_agent(agent)

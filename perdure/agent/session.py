@@ -120,16 +120,22 @@ class Sessions:
 
     async def open_turn(self, connection: Connection, session: str, run_id: str, prompt: Any) -> Opened:
         """Begin a turn: take in finished background results, then the user's message (`None`: there is none)."""
-        row = await connection.fetchrow(_SQL["open_turn"], self._agent, session, run_id)
+        said: list[Message] = [] if prompt is None else [{"role": "user", "content": prompt}]
+        row = await connection.fetchrow(
+            _SQL["open_turn"], self._agent, session, run_id, [dump(message) for message in said]
+        )
         assert row is not None  # noqa: S101  (INSERT … DO UPDATE always returns its row)
         if row["turn_run_id"] != run_id:
             return Opened(busy=row["turn_run_id"])
-        messages, taken, notes = await self._results(connection, session, row["next_seq"])
-        if prompt is not None:
-            messages.append({"role": "user", "content": prompt})
-        if messages:
-            await self.append(connection, session, run_id, [dump(one) for one in messages], close=False)
-        upto = row["next_seq"] + len(messages) - 1
+        taken: list[str] = []
+        notes: list[str] = []
+        upto = row["next_seq"] - 1
+        if not row["appended"]:
+            messages, taken, notes = await self._results(connection, session, row["next_seq"])
+            messages += said
+            if messages:
+                await self.append(connection, session, run_id, [dump(one) for one in messages], close=False)
+            upto += len(messages)
         summary = row["summary"] if row["summary_upto"] >= row["first_seq"] else None
         return Opened(
             row["first_seq"], upto, None, taken, notes, row["tokens"], row["cost"], summary,

@@ -24,7 +24,7 @@ from perdure.engine import Context
 from perdure.engine.codec import short_hash
 from perdure.errors import InvalidRequest, PermanentError, RunFailed
 from perdure.llm.types import Message, ModelReply, ToolRequest
-from perdure.store.postgres import Connection
+from perdure.store.postgres import Connection, keeps_session
 
 if TYPE_CHECKING:
     from perdure.agent.durable import DurableAgent
@@ -121,6 +121,7 @@ class Turn:
         agent, run_id = self.agent, self.ctx.run_id
         wait = 0.05
 
+        @keeps_session
         async def open_turn(connection: Connection, session: str, prompt: Any) -> Opened:
             return await agent.sessions.open_turn(connection, session, run_id, prompt)
 
@@ -144,6 +145,7 @@ class Turn:
         )  # fmt: skip
         self._told = Spent(spent.input_tokens, spent.output_tokens, spent.cost)
 
+        @keeps_session
         async def append(connection: Connection, session: str, messages: list[str], close: bool) -> int:
             return await agent.sessions.append(connection, session, run_id, messages, close=close, cost=cost)
 

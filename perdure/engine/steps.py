@@ -296,7 +296,7 @@ class TransactionCall(StepCall):
         try:
             async with execution.host.pool.acquire() as connection:
                 try:
-                    async with own_session(connection), connection.transaction():
+                    async with own_session(connection, self._function), connection.transaction():
                         async with asyncio.timeout(self._timeout):
                             value = await self._function(connection, *self._args, **kwargs)
                         text = self._text(value)

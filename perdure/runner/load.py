@@ -8,7 +8,7 @@ import sys
 import traceback
 from pathlib import Path
 from types import ModuleType
-from typing import TypeAlias
+from typing import TypeAlias, cast
 
 from perdure.agent.base import BaseAgent
 from perdure.errors import SetupError
@@ -30,9 +30,10 @@ def load_agent(target: str) -> AnyAgent:
         if not _is_agent(found):
             raise SetupError(f"{attribute!r} in {place} is no agent: subclass BaseAgent, or make a DurableAgent(...)")
         return found  # type: ignore[no-any-return]
+    named = vars(module).get("agent")
+    if _is_agent(named):
+        return cast("AnyAgent", named)
     agents = _agents_of(module)
-    if "agent" in agents:
-        return agents["agent"]
     if not agents:
         raise SetupError(f"{place} holds no agent: subclass BaseAgent in it, or make a DurableAgent(...)")
     if len(agents) > 1:

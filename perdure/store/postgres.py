@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from typing import TypeAlias
+from typing import Any, TypeAlias, TypeVar
 
 import asyncpg
 
@@ -12,6 +12,7 @@ from perdure.errors import SetupError
 from perdure.settings import Settings
 from perdure.store.vault import Vault
 
+F = TypeVar("F", bound=Callable[..., Any])
 Pool: TypeAlias = "asyncpg.Pool[asyncpg.Record]"
 Connection: TypeAlias = "asyncpg.Connection[asyncpg.Record]"
 PooledConnection: TypeAlias = "asyncpg.pool.PoolConnectionProxy[asyncpg.Record]"
@@ -67,9 +68,18 @@ async def _keep(_connection: Connection) -> None:
     """Nothing of ours changes a session, so its reset (a round trip a release) is left to those who let users in."""
 
 
+def keeps_session(function: F) -> F:
+    """Mark a function of ours that leaves the session as it is, so that `own_session` spares the round trip."""
+    function.__perdure_keeps_session__ = True  # type: ignore[attr-defined]
+    return function
+
+
 @asynccontextmanager
-async def own_session(connection: PooledConnection) -> AsyncIterator[None]:
-    """Whatever is done to the session inside (SET, LISTEN, an advisory lock) is undone before the next user of it."""
+async def own_session(connection: PooledConnection, function: Callable[..., object]) -> AsyncIterator[None]:
+    """Whatever `function` does to the session (SET, LISTEN, an advisory lock) is undone before the next user of it."""
+    if getattr(function, "__perdure_keeps_session__", False):
+        yield
+        return
     try:
         yield
     finally:

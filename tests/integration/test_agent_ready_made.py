@@ -1,8 +1,11 @@
 from __future__ import annotations
 
+import sys
+
 import orjson
 import pytest
 
+from perdure.runner.load import load_agent
 from tests.integration.agent_support import AGENTS, load, output, program
 from tests.platform import in_process
 from tests.support import eventually
@@ -19,6 +22,13 @@ def test_each_ready_agent_is_a_page_of_code():
     assert [file.stem for file in files] == ["activation", "assistant", "pipeline", "research_team", "support_desk"]
     assert all(len(file.read_text().splitlines()) < 100 for file in files)
     assert not (AGENTS / "__init__.py").exists(), "another package owns the name `agents`"
+
+
+@pytest.mark.parametrize("file", sorted(AGENTS.glob("*.py")), ids=lambda file: file.stem)
+def test_each_is_found_by_its_file_and_listed_with_what_to_kill(file, monkeypatch):
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    assert load_agent(str(file)).name == file.stem.replace("_", "-"), "as PERDURE_AGENTS and `perdure run` name it"
+    assert f"| `{file.stem}` |" in (AGENTS / "README.md").read_text()
 
 
 async def test_the_pipeline_prices_good_lines_and_reports_bad_ones(settings, nc):

@@ -7,14 +7,13 @@ import json
 import sys
 from importlib import import_module
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 from ruamel.yaml import YAML
 
-from perdure.agent.base import BaseAgent
 from perdure.agent.triggers import triggers_of
 from perdure.config.snapshot import AgentConfig
+from perdure.runner.load import load_agent
 from tests.docs import IDS, PAGES, Block, blocks
 
 LANGUAGES = {"console", "python", "sh", "sql", "json", "yaml", "dockerfile", "text"}
@@ -54,21 +53,15 @@ def test_what_a_python_block_imports_of_perdure_is_there(block: Block):
 
 
 @pytest.mark.parametrize("block", [one for one in PYTHON if one.values[0].kind == "file" and is_agent(one.values[0])])
-def test_every_agent_that_a_page_shows_can_be_built(block: Block, monkeypatch: pytest.MonkeyPatch):
-    """Its tools have schemas, its types exist, its triggers make sense, and it has workflows."""
-    module = ModuleType("shown")
-    monkeypatch.setitem(sys.modules, "shown", module)
-    exec(compile(block.text, block.name, "exec"), module.__dict__)
-    shown = [one for one in vars(module).values() if isinstance(one, BaseAgent)]
-    classes = [
-        one(AgentConfig.from_row({}, agent_name=one.name))
-        for one in vars(module).values()
-        if isinstance(one, type) and issubclass(one, BaseAgent) and one.__module__ == "shown"
-    ]
-    assert shown or classes
-    for agent in (*shown, *classes):
-        assert agent.workflows()
-        assert triggers_of(agent) is not None
+def test_every_agent_that_a_page_shows_can_be_run(block: Block, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """`perdure agent FILE` finds it; its tools have schemas, its types exist, its triggers make sense."""
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    file = tmp_path / f"shown_{block.name}"
+    file.write_text(block.text)
+    found = load_agent(str(file))
+    agent = found(AgentConfig.from_row({}, agent_name=found.name)) if isinstance(found, type) else found
+    assert agent.workflows()
+    assert triggers_of(agent) is not None
 
 
 @pytest.mark.parametrize("page", PAGES, ids=IDS)

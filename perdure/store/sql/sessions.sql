@@ -1,17 +1,36 @@
 -- Conversations. Every write of a turn stands in a transaction that also writes a journal row.
 
 -- name: open_turn
--- The row is locked until the commit. Another run's turn that is still open keeps the session.
-INSERT INTO sessions AS s (agent_name, session_id, turn_run_id) VALUES ($1, $2, $3)
-ON CONFLICT (agent_name, session_id) DO UPDATE
-SET updated_at = now(),
-    turn_run_id = CASE
-      WHEN s.turn_run_id IS NULL OR s.turn_run_id = $3 THEN $3
-      WHEN EXISTS (SELECT FROM runs r WHERE r.run_id = s.turn_run_id AND r.finished_at IS NULL) THEN s.turn_run_id
-      ELSE $3
-    END
-RETURNING first_seq, next_seq, turn_run_id, input_tokens + output_tokens AS tokens, cost, summary, summary_upto,
-          (extract(epoch FROM created_at) * 1000000)::bigint AS born
+-- The row is locked until the commit. Another run's turn that is still open keeps the session. With nothing in the
+-- background the messages $4 are appended at once; else results of it come first, in statements of their own.
+WITH background AS (
+  SELECT EXISTS (SELECT FROM session_results WHERE agent_name = $1 AND session_id = $2 AND seq IS NULL) AS waits
+), turn AS (
+  INSERT INTO sessions AS s (agent_name, session_id, turn_run_id, next_seq)
+  SELECT $1, $2, $3, 1 + CASE WHEN waits THEN 0 ELSE cardinality($4::text[]) END FROM background
+  ON CONFLICT (agent_name, session_id) DO UPDATE
+  SET updated_at = now(),
+      turn_run_id = CASE
+        WHEN s.turn_run_id IS NULL OR s.turn_run_id = $3 THEN $3
+        WHEN EXISTS (SELECT FROM runs r WHERE r.run_id = s.turn_run_id AND r.finished_at IS NULL) THEN s.turn_run_id
+        ELSE $3
+      END,
+      next_seq = s.next_seq + CASE
+        WHEN (SELECT waits FROM background) THEN 0
+        WHEN s.turn_run_id IS NULL OR s.turn_run_id = $3 THEN cardinality($4::text[])
+        WHEN EXISTS (SELECT FROM runs r WHERE r.run_id = s.turn_run_id AND r.finished_at IS NULL) THEN 0
+        ELSE cardinality($4::text[])
+      END
+  RETURNING first_seq, next_seq, turn_run_id, input_tokens + output_tokens AS tokens, cost, summary, summary_upto,
+            (extract(epoch FROM created_at) * 1000000)::bigint AS born,
+            turn_run_id = $3 AND NOT (SELECT waits FROM background) AS appended
+), added AS (
+  INSERT INTO session_messages (agent_name, session_id, seq, run_id, message)
+  SELECT $1, $2, turn.next_seq - cardinality($4::text[]) + m.at - 1, $3, m.message::json
+  FROM turn, unnest($4::text[]) WITH ORDINALITY AS m (message, at)
+  WHERE turn.appended
+)
+SELECT * FROM turn
 
 -- name: open_results
 -- What was scheduled and is not in the conversation yet; a child run that ended without a word counts as ended.
