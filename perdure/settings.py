@@ -78,6 +78,10 @@ class Settings(BaseSettings):
 
     always_replay: bool = Field(False, description="for tests: a run is replayed from its journal at every await")
 
+    # -- encryption at rest --
+    encryption_keys: str = Field("", repr=False, description="id:base64,…: the first key seals, all of them open")
+    codec: str = Field("", description="module:function that makes another codec than the one of the keys")
+
     # -- the gateway --
     gateway_host: str = "127.0.0.1"
     gateway_port: int = Field(8000, ge=0, le=65_535)

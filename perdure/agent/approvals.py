@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, cast
 
-import asyncpg
 import orjson
 from nats.aio.client import Client
 
+from perdure.agent.kept import APPROVAL, approval_spot, opened, sealed
 from perdure.engine import Context, runs
 from perdure.errors import Conflict, InvalidRequest, NotFound
 from perdure.llm.types import ToolRequest
@@ -52,13 +52,19 @@ async def wait_for_person(
     run_id = ctx.run_id
 
     async def request(connection: Connection, call_id: str, tool: str, arguments: str, digest: str) -> None:
+        kept = sealed(connection, arguments, approval_spot("arguments", run_id, call_id))
+        asked = sealed(connection, why or None, approval_spot("reason_asked", run_id, call_id))
         await connection.execute(
-            _SQL["request"], run_id, call_id, agent_name, session, tool, arguments, digest, why or None, seconds
+            _SQL["request"], run_id, call_id, agent_name, session, tool, kept, digest, asked, seconds
         )
 
     async def expire(connection: Connection, call_id: str) -> Decision:
         row = await connection.fetchrow(_SQL["expire"], run_id, call_id)
-        return _of_row(row) if row is not None else Decision("expired")
+        if row is None:
+            return Decision("expired")
+        spots = {name: APPROVAL[name] for name in ("edited", "reason")}
+        [shown] = await opened(connection, [{**row, "run_id": run_id, "call_id": call_id}], spots)
+        return _of_row(shown)
 
     await ctx.transaction("approval:request", request, call.id, call.name, call.arguments, digest)
     await ctx.emit(
@@ -98,7 +104,14 @@ async def decide(pool: Pool, nats: Client, said: RunApprove) -> dict[str, Any]:
     status = _STATUS[said.decision]
     async with pool.acquire() as connection, connection.transaction():
         row = await connection.fetchrow(
-            _SQL["decide"], said.run_id, said.call_id, said.arguments_hash, status, edited, said.reason, said.decided_by
+            _SQL["decide"],
+            said.run_id,
+            said.call_id,
+            said.arguments_hash,
+            status,
+            sealed(connection, edited, approval_spot("edited", said.run_id, said.call_id)),
+            sealed(connection, said.reason, approval_spot("reason", said.run_id, said.call_id)),
+            said.decided_by,
         )
         if row is None:
             raise NotFound(
@@ -140,12 +153,12 @@ async def listed(
         except ValueError:
             raise InvalidRequest("field 'cursor': give the next_cursor of the page before, unchanged") from None
     rows = await pool.fetch(_SQL["list"], status, agent, run_id, moment, call_id, limit + 1)
-    shown = [_shown(row) for row in rows[:limit]]
+    shown = [_shown(row) for row in await opened(pool, rows[:limit], APPROVAL)]
     more = len(rows) > limit
     return shown, f"{shown[-1]['requested_at']}/{shown[-1]['call_id']}" if more else None
 
 
-def _shown(row: asyncpg.Record) -> dict[str, Any]:
+def _shown(row: Mapping[str, Any]) -> dict[str, Any]:
     def time(value: datetime | None) -> str | None:
         return None if value is None else value.isoformat()
 

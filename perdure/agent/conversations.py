@@ -7,6 +7,7 @@ from typing import Any
 
 import orjson
 
+from perdure.agent.kept import message_spot, unsealed
 from perdure.errors import Conflict, NotFound
 from perdure.store.postgres import Pool
 from perdure.store.queries import load_queries
@@ -27,7 +28,7 @@ async def history(pool: Pool, agent: str, session: str, *, after: int = 0, limit
             "seq": row["seq"],
             "run_id": row["run_id"],
             "time": row["created_at"].isoformat(),
-            **orjson.loads(row["message"]),
+            **orjson.loads(unsealed(pool, row["message"], message_spot(agent, session))),
         }
         for row in rows
     ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from base64 import b64encode
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final
@@ -20,6 +21,7 @@ from perdure.engine import WorkflowDefinition, runs
 from perdure.engine.codec import short_hash
 from perdure.store.failures import CONNECTION_ERRORS
 from perdure.store.queries import load_queries
+from perdure.store.vault import Spot, vault_of
 
 if TYPE_CHECKING:
     from perdure.engine.clock import Clock
@@ -168,8 +170,13 @@ class Triggers:
         told = self._run_id(workflow, message, consumer)
         headers = orjson.dumps(dict(message.headers or {})).decode()
         identity = told if told.startswith("on-") else None
+        data, kept, vault = message.data, reason[:2000], vault_of(self._resources.pool)
+        if vault.seals:  # a reason may quote what was sent
+            spot = Spot("dead_letter", self._agent)
+            headers, kept = vault.seal(headers, spot), vault.seal(kept, spot)
+            data = vault.seal(b64encode(data).decode(), spot).encode()
         await self._resources.pool.execute(
-            _SQL["bury"], self._agent, workflow, message.subject, identity, headers, message.data, reason[:2000]
+            _SQL["bury"], self._agent, workflow, message.subject, identity, headers, data, kept
         )
         log.warning(
             "a message cannot become a run", action="trigger.dead_letter",

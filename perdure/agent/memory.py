@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 import asyncpg
 import structlog
 
+from perdure.agent.kept import memory_spot, sealed, unsealed
 from perdure.agent.tools import Tool
 from perdure.engine import Retry, StepContext
 from perdure.errors import PermanentError, StepFailed
@@ -79,7 +80,8 @@ class Memory:
         pool = agent.resources.pool
         await self._prepare(pool)
         [vector] = await agent.model.embed(agent.live(agent.config), agent.resources, [text])
-        await pool.execute(_SQL["keep"], agent.name, memory_id, run_id, text, _vector(vector), scope)
+        kept = sealed(pool, text, memory_spot(agent.name, scope))
+        await pool.execute(_SQL["keep"], agent.name, memory_id, run_id, kept, _vector(vector), scope)
 
     async def recall(self, text: str, most: int = RECALLED, scope: str = "") -> list[str]:
         """The texts kept in `scope` that are nearest to `text`. Raises `PermanentError` or `RetryableError`."""
@@ -88,7 +90,8 @@ class Memory:
         await self._prepare(pool)
         [vector] = await agent.model.embed(agent.live(agent.config), agent.resources, [text])
         rows = await pool.fetch(_SQL["recall"], agent.name, _vector(vector), most, scope)
-        return [row["content"] for row in rows if row["nearness"] >= _NEAR_ENOUGH]
+        spot = memory_spot(agent.name, scope)
+        return [unsealed(pool, row["content"], spot) for row in rows if row["nearness"] >= _NEAR_ENOUGH]
 
     async def forget(self, run_id: str | None = None, *, scope: str | None = None) -> int:
         """Forget what was kept, all of it or that of one run or one scope (`user:anna`); how much it was."""

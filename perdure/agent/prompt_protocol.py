@@ -30,6 +30,7 @@ from perdure.engine.rows import TERMINAL
 from perdure.errors import ApiError, InvalidRequest, RateLimited, Unavailable
 from perdure.messages import RunApprove
 from perdure.store.failures import CONNECTION_ERRORS
+from perdure.store.vault import vault_of
 
 if TYPE_CHECKING:
     from perdure.bus.endpoint import Endpoint
@@ -191,10 +192,11 @@ class PromptProtocol:
         told = (message.headers or {}).get("Nats-Msg-Id")
         run_id = f"p-{short_hash(self._agent.name, session, told)}" if told else uuid4().hex
         stream = _Stream(message.reply, run_id)
+        vault = vault_of(self._resources.pool)
 
         async def event(heard: Msg) -> None:
             if not stream.events.full():  # a slow client loses tokens; the row has the answer
-                stream.events.put_nowait(orjson.loads(heard.data))
+                stream.events.put_nowait(vault.open_event(orjson.loads(heard.data)))
 
         stream.subscriptions.append(await self._nats.subscribe(subjects.run_events(run_id), cb=event))
         await self._nats.publish(message.reply, prompt_wire.status("ack"))

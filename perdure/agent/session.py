@@ -9,6 +9,7 @@ from typing import Any, Final
 
 import orjson
 
+from perdure.agent.kept import message_spot, opened, result_spots, sealed, summary_spot, unsealed
 from perdure.errors import PermanentError
 from perdure.llm.types import Message
 from perdure.store.postgres import Connection, Pool
@@ -121,9 +122,8 @@ class Sessions:
     async def open_turn(self, connection: Connection, session: str, run_id: str, prompt: Any) -> Opened:
         """Begin a turn: take in finished background results, then the user's message (`None`: there is none)."""
         said: list[Message] = [] if prompt is None else [{"role": "user", "content": prompt}]
-        row = await connection.fetchrow(
-            _SQL["open_turn"], self._agent, session, run_id, [dump(message) for message in said]
-        )
+        stored = [sealed(connection, dump(message), message_spot(self._agent, session)) for message in said]
+        row = await connection.fetchrow(_SQL["open_turn"], self._agent, session, run_id, stored)
         assert row is not None  # noqa: S101  (INSERT … DO UPDATE always returns its row)
         if row["turn_run_id"] != run_id:
             return Opened(busy=row["turn_run_id"])
@@ -137,6 +137,8 @@ class Sessions:
                 await self.append(connection, session, run_id, [dump(one) for one in messages], close=False)
             upto += len(messages)
         summary = row["summary"] if row["summary_upto"] >= row["first_seq"] else None
+        if summary is not None:
+            summary = unsealed(connection, summary, summary_spot(self._agent, session))
         return Opened(
             row["first_seq"], upto, None, taken, notes, row["tokens"], row["cost"], summary,
             row["summary_upto"], row["born"],
@@ -148,7 +150,8 @@ class Sessions:
         messages: list[Message] = []
         taken: list[str] = []
         notes: list[str] = []
-        for record in await connection.fetch(_SQL["open_results"], self._agent, session):
+        records = await connection.fetch(_SQL["open_results"], self._agent, session)
+        for record in await opened(connection, records, result_spots(session)):
             ended = _ended(record)
             if ended is None:
                 notes.append(_note(record))
@@ -176,7 +179,9 @@ class Sessions:
 
         Raises `PermanentError` when the turn is not this run's: nothing is written.
         """
-        first = await connection.fetchval(_SQL["append_messages"], self._agent, session, run_id, messages, close, *cost)
+        spot = message_spot(self._agent, session)
+        stored = [sealed(connection, message, spot) for message in messages]
+        first = await connection.fetchval(_SQL["append_messages"], self._agent, session, run_id, stored, close, *cost)
         if first is None:
             raise PermanentError(f"session {session} is not in a turn of run {run_id}: nothing was appended")
         return int(first)
@@ -192,7 +197,8 @@ class Sessions:
             self._cache.move_to_end(key)
             return kept.messages[wanted - kept.first : upto + 1 - kept.first]
         records = await pool.fetch(_SQL["read_messages"], self._agent, session, wanted, upto)
-        messages = [orjson.loads(record["message"]) for record in records]
+        spot = message_spot(self._agent, session)
+        messages = [orjson.loads(unsealed(pool, record["message"], spot)) for record in records]
         if records and records[-1]["seq"] - records[0]["seq"] == len(records) - 1:
             self._keep(key, _Cached(records[0]["seq"], list(messages), sum(len(r["message"]) for r in records)))
         return messages

@@ -6,6 +6,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final
 
 from perdure.agent.handoff import transcript
+from perdure.agent.kept import sealed, summary_spot
 from perdure.agent.session import Opened
 from perdure.agent.settings import AgentSettings
 from perdure.engine import Retry, StepContext
@@ -46,7 +47,8 @@ async def summarised(turn: Turn, opened: Opened, live: AgentSettings) -> Opened:
         return await agent.model.ask(live, agent.resources, request)
 
     async def keep(connection: Connection, session: str, upto: int, text: str) -> None:
-        await connection.execute(_SQL["keep_summary"], agent.name, session, text, upto)
+        kept = sealed(connection, text, summary_spot(agent.name, session))
+        await connection.execute(_SQL["keep_summary"], agent.name, session, kept, upto)
 
     try:
         reply = await turn.ctx.step(

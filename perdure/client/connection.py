@@ -15,6 +15,8 @@ from perdure.bus.connection import connect
 from perdure.client import parts
 from perdure.errors import InternalError, RateLimited, Unavailable
 from perdure.settings import Settings, load_settings
+from perdure.store.sealing import vault_for
+from perdure.store.vault import Vault
 
 ATTEMPTS: Final = 4
 FIRST_PAUSE: Final = 0.1
@@ -35,6 +37,7 @@ class Connection:
         self._settings = settings
         self._nats = given
         self._given = given is not None
+        self._vault: Vault | None = None
         self._closed = False
         self._lock = asyncio.Lock()
         self._said_away = False
@@ -48,6 +51,12 @@ class Connection:
                 settings = self._settings or load_settings()
                 self._nats = await connect(settings, f"client {settings.instance_id}")
             return self._nats
+
+    async def vault(self) -> Vault:
+        """What opens sealed events, when this program has the keys. Raises `SetupError` for keys that are none."""
+        if self._vault is None:
+            self._vault = await vault_for(self._settings or load_settings())
+        return self._vault
 
     async def close(self) -> None:
         """Close; waits and event streams that are open raise `Unavailable`. Safe to repeat."""

@@ -20,6 +20,7 @@ from perdure.client.journal import end_event, step_event
 from perdure.client.stream import StreamReader
 from perdure.client.types import TERMINAL, TERMINAL_EVENTS, RunEvent
 from perdure.errors import Unavailable
+from perdure.store.vault import Vault
 
 SILENCE: Final = 1.0  # seconds without an event, after which the run is looked at
 LAST_WORDS: Final = 0.2  # the same, once the run is known to have ended: its last event may be under way
@@ -40,7 +41,7 @@ async def follow(
     live = await nats.subscribe(
         subjects.run_events(run_id), pending_msgs_limit=PENDING, pending_bytes_limit=PENDING_BYTES
     )
-    watch = _Watch(connection, nats, run_id, after, index)
+    watch = _Watch(connection, nats, run_id, await connection.vault(), after, index)
     try:
         async for event in watch.events(live):
             yield event
@@ -55,9 +56,16 @@ class _Watch:
     """What one watcher has seen of a run."""
 
     def __init__(
-        self, connection: Connection, nats: Nats, run_id: str, after: int | None = None, index: int | None = None
+        self,
+        connection: Connection,
+        nats: Nats,
+        run_id: str,
+        vault: Vault,
+        after: int | None = None,
+        index: int | None = None,
     ) -> None:
         self._connection = connection
+        self._vault = vault
         self._nats = nats
         self._run_id = run_id
         self._stream = StreamReader(nats, run_id)
@@ -109,7 +117,7 @@ class _Watch:
         while batch := await self._stream.read():
             for data in batch:
                 for event in _parsed(data):
-                    yield event
+                    yield self._opened(event)
 
     async def _arrived(self, data: bytes) -> AsyncGenerator[RunEvent]:
         reconnects = self._nats.stats["reconnects"]
@@ -119,7 +127,10 @@ class _Watch:
             async for event in self._stored():
                 yield event
         for event in _parsed(data):
-            yield event
+            yield self._opened(event)
+
+    def _opened(self, event: RunEvent) -> RunEvent:
+        return self._vault.open_event(event)  # type: ignore[return-value,arg-type]  # the same fields
 
     async def _after_silence(self) -> AsyncGenerator[RunEvent]:
         """What arrives nowhere is looked for: in the stream, and at last in the journal."""

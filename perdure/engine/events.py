@@ -14,6 +14,7 @@ import orjson
 
 from perdure import subjects
 from perdure.engine.rows import JournalRow, Move
+from perdure.store.vault import PLAIN, Vault
 
 if TYPE_CHECKING:
     from nats.aio.client import Client
@@ -29,8 +30,19 @@ LARGEST_DATA = (
 _STEP_EVENTS = {"ok": "step.completed", "error": "step.failed", "timeout": "step.failed", "open": "step.started"}
 
 
-def render(seq: int, kind: str, run_id: str, agent: str, time: datetime, data: bytes) -> bytes:
-    """An event's JSON; `data` is JSON already."""
+def render(
+    seq: int,
+    kind: str,
+    run_id: str,
+    agent: str,
+    time: datetime,
+    data: bytes,
+    vault: Vault = PLAIN,
+    index: int | None = None,
+) -> bytes:
+    """An event's JSON; `data` is JSON already, and sealed if `vault` does so."""
+    if vault.seals:
+        data = vault.seal_event(data, run_id, seq, index)
     return b'{"seq":%d,"type":"%s","run_id":"%s","agent":"%s","time":"%s","data":%s}' % (
         seq,
         kind.encode(),
@@ -41,14 +53,14 @@ def render(seq: int, kind: str, run_id: str, agent: str, time: datetime, data: b
     )
 
 
-def row_event(row: JournalRow, run_id: str, agent: str) -> bytes | None:
+def row_event(row: JournalRow, run_id: str, agent: str, vault: Vault = PLAIN) -> bytes | None:
     """The event that a journal row stands for, or `None` for rows that are the engine's own."""
     if row.kind == "event":
         said = orjson.loads(row.result or "{}")
         data = orjson.dumps(said["data"])
         if len(data) > LARGEST_DATA:
             data = b'{"large":%d}' % len(data)
-        return render(row.seq, said["type"], run_id, agent, row.finished_at, data)
+        return render(row.seq, said["type"], run_id, agent, row.finished_at, data, vault)
     kind = "step.retrying" if row.kind == "retry" else _STEP_EVENTS[row.outcome]
     parts = b'{"name":%s,"path":"%s","kind":"%s","attempt":%d' % (
         orjson.dumps(row.name),
@@ -62,7 +74,7 @@ def row_event(row: JournalRow, run_id: str, agent: str) -> bytes | None:
         parts += b',"error":' + row.error.encode()
     if row.due_at is not None:
         parts += b',"due_at":"%s"' % row.due_at.isoformat().encode()
-    return render(row.seq, kind, run_id, agent, row.finished_at, parts + b"}")
+    return render(row.seq, kind, run_id, agent, row.finished_at, parts + b"}", vault)
 
 
 def end_data(output: str | None, error: str | None) -> bytes:
@@ -77,10 +89,11 @@ def end_data(output: str | None, error: str | None) -> bytes:
 class Events:
     """Publishes the events of one process's runs, after the commit that they tell of."""
 
-    __slots__ = ("_indexes", "_nats", "away_since", "dropped")
+    __slots__ = ("_indexes", "_nats", "_vault", "away_since", "dropped")
 
-    def __init__(self, nats: Client) -> None:
+    def __init__(self, nats: Client, vault: Vault = PLAIN) -> None:
         self._nats = nats
+        self._vault = vault
         self._indexes: dict[str, int] = {}
         self.dropped = 0
         self.away_since: datetime | None = None  # when the first event since NATS was there could not leave
@@ -108,7 +121,7 @@ class Events:
         """`run.started`, once the first claim is committed."""
         run = execution.run
         data = orjson.dumps({"workflow": run.workflow, "session_id": run.session_id, "epoch": run.epoch})
-        self._send(run.run_id, render(0, "run.started", run.run_id, run.agent_name, run.started_at, data))
+        self._send(run.run_id, render(0, "run.started", run.run_id, run.agent_name, run.started_at, data, self._vault))
 
     def step_started(self, execution: Execution, call: StepCall, attempt: int, started: datetime) -> None:
         """`step.started`, which passes by; written by hand, as every step has one."""
@@ -137,12 +150,14 @@ class Events:
                 execution.run.agent_name,
                 execution.host.clock.now(),
                 orjson.dumps({"index": index, **data}, default=str),
+                self._vault,
+                index,
             ),
         )
 
     def committed(self, execution: Execution, row: JournalRow) -> None:
         """The event of a row that is committed."""
-        if (payload := row_event(row, execution.run_id, execution.run.agent_name)) is not None:
+        if (payload := row_event(row, execution.run_id, execution.run.agent_name, self._vault)) is not None:
             self._send(execution.run_id, payload)
 
     def moved(self, execution: Execution, move: Move) -> None:
@@ -153,23 +168,24 @@ class Events:
         data = end_data(move.output, move.error)
         seq = move.end_seq or execution.last_seq
         now = execution.host.clock.now()
-        payload = render(seq, f"run.{move.status}", run.run_id, run.agent_name, now, data)
+        payload = render(seq, f"run.{move.status}", run.run_id, run.agent_name, now, data, self._vault)
         self._send(run.run_id, payload)
         if move.end_seq is not None or move.status in ("blocked", "needs_review"):
-            self.publish(subjects.run_ended(run.run_id), ended_payload(run.run_id, run.agent_name, move))
+            word = ended_payload(run.run_id, run.agent_name, move, look=self._vault.seals)
+            self.publish(subjects.run_ended(run.run_id), word)
 
     def forget(self, run_id: str) -> None:
         """The run has left this process."""
         self._indexes.pop(run_id, None)
 
 
-def ended_payload(run_id: str, agent: str, move: Move) -> bytes:
+def ended_payload(run_id: str, agent: str, move: Move, *, look: bool = False) -> bytes:
     """The reply of `run.ask`, as JSON: `status`, `run_id`, `agent`, and `output` or `error`.
 
     `look` says that they are not in it: whoever waits reads the run's row.
     """
     reply = b'{"status":"%s","run_id":"%s","agent":"%s"' % (move.status.encode(), run_id.encode(), agent.encode())
-    if max(len(text or "") for text in (move.output, move.error)) > LARGEST_DATA:
+    if look or max(len(text or "") for text in (move.output, move.error)) > LARGEST_DATA:
         return reply + b',"look":true}'
     if move.output is not None:
         reply += b',"output":' + move.output.encode()

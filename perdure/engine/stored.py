@@ -106,8 +106,32 @@ async def open_claims(
 
 
 async def copy_values(database: Database, origin: str, copy: str) -> None:
-    """A copied run refers to the payloads of its origin."""
+    """A copied run refers to the payloads of its origin; what is sealed is sealed anew, as values of the copy."""
     await database.execute(_SQL["share"], origin, copy)
+    vault = vault_of(database)
+    records = await database.fetch(_SQL["copied_values"], copy, not vault.seals)
+    if not records:
+        return
+    before: list[Value] = []
+    for record in records:
+        before.extend(_spots_of(record, origin))
+    texts = await vault.open(database, before)
+    spots = [spot for record in records for _, spot in _spots_of(record, copy)]
+    stored = await vault.put(database, list(zip(texts, spots, strict=True)))
+    for record, result in zip(records, stored[::2], strict=True):
+        if record["seq"] is None:
+            await database.execute(_SQL["replace_task"], copy, result)
+    rows = [(r["seq"], *pair) for r, *pair in zip(records, stored[::2], stored[1::2], strict=True) if r["seq"]]
+    columns = [list(column) for column in zip(*rows, strict=True)] or [[], [], []]
+    await database.execute(_SQL["replace_rows"], copy, *columns)
+
+
+def _spots_of(record: Any, run_id: str) -> list[Value]:
+    """The values of a row of `copied_values`: of a journal row, or the task."""
+    if record["seq"] is None:
+        return [(record["result"], task_spot(run_id)), (None, error_spot(run_id))]
+    place = run_id, record["seq"], record["path"]
+    return [(record["result"], result_spot(*place)), (record["error"], step_error_spot(*place))]
 
 
 async def open_columns(

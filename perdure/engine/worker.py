@@ -36,7 +36,7 @@ from perdure.settings import Settings
 from perdure.store.failures import CONNECTION_ERRORS
 from perdure.store.postgres import Pool
 from perdure.store.queries import load_queries
-from perdure.store.vault import Unreadable
+from perdure.store.vault import Unreadable, vault_of
 
 if TYPE_CHECKING:
     from perdure.config.snapshot import AgentConfig
@@ -91,7 +91,7 @@ class Worker:
         self.transactions = asyncio.Semaphore(max(1, settings.pool_size - 3))
         self.loop = asyncio.get_running_loop()
         self.threads: Executor = ThreadPoolExecutor(max_workers=32, thread_name_prefix=f"{agent_name}-step")
-        self.events = Events(nats)
+        self.events = Events(nats, vault_of(pool))
         self.journal = Journal(pool, self._after_commit)
         self.executions: dict[str, Execution] = {}
         self._config = config

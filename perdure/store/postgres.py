@@ -10,7 +10,7 @@ import asyncpg
 
 from perdure.errors import SetupError
 from perdure.settings import Settings
-from perdure.store.vault import Vault
+from perdure.store.sealing import vault_for
 
 F = TypeVar("F", bound=Callable[..., Any])
 Pool: TypeAlias = "asyncpg.Pool[asyncpg.Record]"
@@ -49,7 +49,7 @@ async def create_pool(settings: Settings, role: str, *, size: int | None = None,
 
     Raises `SetupError` when the database cannot be reached, naming the address (never the password).
     """
-    vault = Vault(None, settings.inline_payload)
+    vault = await vault_for(settings)
     try:
         return await asyncpg.create_pool(
             database_of(settings),

@@ -33,15 +33,11 @@ _AT_ONCE: Final = 32 * 1024 * 1024  # bytes that one statement puts or reads, un
 
 
 class Spot(NamedTuple):
-    """Where a value stands: its kind (`task`, `result`, …), its run, and what tells it from others of that kind.
-
-    `alone` values never go by reference: their rows are no run's own.
-    """
+    """Where a value stands: its kind (`task`, `result`, …), its run, and what tells it from others of that kind."""
 
     kind: str
     run_id: str
     part: str = ""
-    alone: bool = False
 
     @property
     def context(self) -> bytes:
@@ -95,7 +91,7 @@ class Vault:
         large: dict[str, tuple[bytes, set[str]]] = {}
         for text, spot in values:
             form = None if text is None else self.seal(text, spot)
-            if form is not None and not spot.alone and len(form) > self._inline // 4:
+            if form is not None and len(form) > self._inline // 4:
                 data = form.encode()
                 if len(data) > self._inline:
                     digest = hash_of(data)
@@ -143,6 +139,24 @@ class Vault:
             return self.unseal(text, spot)
         except Unreadable as error:
             return error
+
+    def seal_event(self, data: bytes, run_id: str, seq: int, index: int | None = None) -> bytes:
+        """The JSON of an event's data as it is published: sealed, if there is a codec, with the index in sight."""
+        if self._codec is None:
+            return data
+        said: dict[str, Any] = {"sealed": self._codec.seal(data, Spot("event", run_id, str(seq)).context)}
+        return orjson.dumps(said if index is None else {"index": index, **said})
+
+    def open_event(self, event: dict[str, Any]) -> dict[str, Any]:
+        """`event` with its data opened; as it is, if it is plain or this process cannot open it."""
+        sealed = event["data"].get("sealed")
+        if self._codec is None or not isinstance(sealed, dict):
+            return event
+        try:
+            data = self._codec.open(sealed, Spot("event", str(event["run_id"]), str(event["seq"])).context)
+        except Unreadable:
+            return event  # the journal, which the scheduler can read, has what counts
+        return {**event, "data": orjson.loads(data)}
 
     def unseal(self, text: str, spot: Spot) -> str:
         """The plain text of a stored form that is no reference. Raises `Unreadable`."""

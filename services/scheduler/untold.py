@@ -24,6 +24,7 @@ from perdure.engine.events import LARGEST_DATA, end_data, ended_payload, publish
 from perdure.engine.rows import Move
 from perdure.store.postgres import Pool
 from perdure.store.queries import load_queries
+from perdure.store.vault import vault_of
 
 _SQL = load_queries("ends.sql")
 log = structlog.get_logger(__name__)
@@ -67,13 +68,14 @@ class UntoldEnds:
             if await self._is_told(run_id, f"run.{status}", end["end_seq"]):
                 return False
         output, error = (orjson.dumps(reply[key]).decode() if key in reply else None for key in ("output", "error"))
-        data = end_data(output, error)
-        event = render(end["end_seq"], f"run.{status}", run_id, end["agent_name"], end["finished_at"], data)
+        data, vault = end_data(output, error), vault_of(self._pool)
+        event = render(end["end_seq"], f"run.{status}", run_id, end["agent_name"], end["finished_at"], data, vault)
         publish_nowait(self._nats, subjects.run_events(run_id), event)
         if "large" in reply:
             said = orjson.dumps({"status": status, "run_id": run_id, "agent": end["agent_name"], "look": True})
         else:
-            said = ended_payload(run_id, end["agent_name"], Move(status, output=output, error=error))
+            move = Move(status, output=output, error=error)
+            said = ended_payload(run_id, end["agent_name"], move, look=vault.seals)
         publish_nowait(self._nats, subjects.run_ended(run_id), said)
         return True
 

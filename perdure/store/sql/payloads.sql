@@ -18,6 +18,24 @@ SELECT hash, body FROM payloads WHERE hash = ANY($1::text[])
 INSERT INTO payload_uses (run_id, hash) SELECT $2, hash FROM payload_uses WHERE run_id = $1 ORDER BY hash
 ON CONFLICT (run_id, hash) DO UPDATE SET used_at = now()
 
+-- name: copied_values
+-- The values of a copied run ($1) that are not plain; with $2 only sealed ones: references need no change then.
+SELECT NULL::bigint AS seq, '' AS path, task AS result, NULL::json AS error FROM runs
+WHERE run_id = $1 AND left(task::text, CASE WHEN $2 THEN 20 ELSE 11 END)
+  = left('{"$perdure":"sealed"', CASE WHEN $2 THEN 20 ELSE 11 END)
+UNION ALL
+SELECT seq, path, result, error FROM journal
+WHERE run_id = $1 AND left('{"$perdure":"sealed"', CASE WHEN $2 THEN 20 ELSE 11 END)
+  IN (left(result::text, CASE WHEN $2 THEN 20 ELSE 11 END), left(error::text, CASE WHEN $2 THEN 20 ELSE 11 END))
+
+-- name: replace_task
+UPDATE runs SET task = $2::json WHERE run_id = $1
+
+-- name: replace_rows
+UPDATE journal AS j SET result = t.result::json, error = t.error::json
+FROM unnest($2::bigint[], $3::text[], $4::text[]) AS t (seq, result, error)
+WHERE j.run_id = $1 AND j.seq = t.seq
+
 -- name: drop_uses
 -- A page of uses ($1, $2: after which; $3: how many): those of runs that are gone go. A use is there shortly before its
 -- run may be, hence the age ($4, seconds).

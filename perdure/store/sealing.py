@@ -1,0 +1,144 @@
+"""Encryption of what is stored: AES-256-GCM with data keys of each process, wrapped by keys from the environment."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import binascii
+import os
+import re
+import time
+from collections import OrderedDict
+from collections.abc import Mapping
+from importlib import import_module
+from typing import TYPE_CHECKING, Any, Final
+
+from perdure.errors import SetupError
+from perdure.store.vault import Codec, Unreadable, Vault
+
+if TYPE_CHECKING:
+    from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+
+    from perdure.settings import Settings
+
+KEY_BYTES: Final = 32
+NONCE_BYTES: Final = 12
+SEALS: Final = 2**28  # values under one data key; random nonces are safe for 2**32
+LIFE: Final = 3600.0  # seconds that one data key seals
+REMEMBERED: Final = 4096  # data keys of others, unwrapped
+_KEY_ID: Final = re.compile(r"[A-Za-z0-9_.-]{1,64}")
+_HOW: Final = (
+    "PERDURE_ENCRYPTION_KEYS is not usable: {}. It is id:key pairs between commas, each key 32 bytes in base64 "
+    "(`openssl rand -base64 32`); the first one seals, all of them open"
+)
+
+
+def read_keys(text: str) -> dict[str, bytes]:
+    """The keys of `PERDURE_ENCRYPTION_KEYS` by id, in order. Raises `SetupError`, which never quotes a key."""
+    keys: dict[str, bytes] = {}
+    for number, pair in enumerate(text.split(","), 1):
+        name, colon, encoded = pair.strip().partition(":")
+        if not colon or not _KEY_ID.fullmatch(name):
+            raise SetupError(_HOW.format(f"pair {number} does not begin with an id and a colon"))
+        try:
+            key = base64.b64decode(encoded, validate=True)
+        except (binascii.Error, ValueError):
+            raise SetupError(_HOW.format(f"key {name!r} is not base64")) from None
+        if len(key) != KEY_BYTES:
+            raise SetupError(_HOW.format(f"key {name!r} has {len(key)} bytes, not {KEY_BYTES}"))
+        if name in keys:
+            raise SetupError(_HOW.format(f"key {name!r} is there twice"))
+        keys[name] = key
+    return keys
+
+
+class EnvelopeCodec:
+    """Seals under a data key of its own, which travels with each value, wrapped by the first of `keys`."""
+
+    def __init__(self, keys: Mapping[str, bytes]) -> None:
+        # loaded here: who encrypts nothing does not load it
+        from cryptography.hazmat.primitives.ciphers.aead import AESGCM  # noqa: PLC0415
+
+        self._cipher = AESGCM
+        self._keys = {name: AESGCM(key) for name, key in keys.items()}
+        self._first = next(iter(keys))
+        self._data_keys: OrderedDict[tuple[str, str], AESGCM] = OrderedDict()
+        self._new_data_key()
+
+    def _new_data_key(self) -> None:
+        key = os.urandom(KEY_BYTES)
+        nonce = os.urandom(NONCE_BYTES)
+        wrapped = nonce + self._keys[self._first].encrypt(nonce, key, _wrapping(self._first))
+        self._mine = self._cipher(key)
+        self._wrapped = base64.b64encode(wrapped).decode()
+        self._left = SEALS
+        self._until = time.monotonic() + LIFE
+
+    def seal(self, data: bytes, context: bytes) -> dict[str, str]:
+        """See `Codec`."""
+        if self._left <= 0 or time.monotonic() > self._until:
+            self._new_data_key()
+        self._left -= 1
+        nonce = os.urandom(NONCE_BYTES)
+        return {
+            "key": self._first,
+            "wrapped": self._wrapped,
+            "nonce": base64.b64encode(nonce).decode(),
+            "text": base64.b64encode(self._mine.encrypt(nonce, data, context)).decode(),
+        }
+
+    def open(self, sealed: Mapping[str, str], context: bytes) -> bytes:
+        """See `Codec`."""
+        from cryptography.exceptions import InvalidTag  # noqa: PLC0415 -- as above
+
+        try:
+            key = self._data_key(sealed["key"], sealed["wrapped"])
+            return key.decrypt(base64.b64decode(sealed["nonce"]), base64.b64decode(sealed["text"]), context)
+        except InvalidTag:
+            raise Unreadable("it was altered, or moved here from another place") from None
+        except (KeyError, ValueError, TypeError) as error:
+            raise Unreadable(f"its envelope is broken ({type(error).__name__})") from None
+
+    def _data_key(self, name: str, wrapped: str) -> AESGCM:
+        found = self._data_keys.get((name, wrapped))
+        if found is None:
+            if name not in self._keys:
+                raise Unreadable(
+                    f"it is sealed with key {name!r}, and this process has only {', '.join(self._keys)}: add the key "
+                    "to PERDURE_ENCRYPTION_KEYS"
+                )
+            blob = base64.b64decode(wrapped)
+            key = self._keys[name].decrypt(blob[:NONCE_BYTES], blob[NONCE_BYTES:], _wrapping(name))
+            found = self._data_keys[name, wrapped] = self._cipher(key)
+            while len(self._data_keys) > REMEMBERED:
+                self._data_keys.popitem(last=False)
+        return found
+
+
+def _wrapping(name: str) -> bytes:
+    return b"perdure data key\x1f" + name.encode()
+
+
+async def vault_for(settings: Settings) -> Vault:
+    """The vault of a process. Raises `SetupError` for a codec or keys that cannot be used."""
+    if not settings.codec and not settings.encryption_keys:
+        return Vault(None, settings.inline_payload)
+    codec = await asyncio.to_thread(codec_of, settings)  # a module is read from disk
+    return Vault(codec, settings.inline_payload)
+
+
+def codec_of(settings: Settings) -> Codec:
+    """What `PERDURE_CODEC` names, called with the settings; without it the envelope codec of the keys."""
+    if not settings.codec:
+        return EnvelopeCodec(read_keys(settings.encryption_keys))
+    module, _, name = settings.codec.partition(":")
+    try:
+        made: Any = getattr(import_module(module), name)(settings)
+    except (ImportError, AttributeError, TypeError, ValueError) as error:
+        raise SetupError(
+            f"PERDURE_CODEC={settings.codec} cannot be used: {error}. It is module:function; the function takes the "
+            "settings and returns an object with seal and open (perdure.store.vault.Codec)"
+        ) from error
+    if not (callable(getattr(made, "seal", None)) and callable(getattr(made, "open", None))):
+        raise SetupError(f"PERDURE_CODEC={settings.codec} gave a {type(made).__name__} without seal and open")
+    return made  # type: ignore[no-any-return]  # looked at
