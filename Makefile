@@ -39,8 +39,14 @@ format: $(STAMP) ## Format the code and fix what can be fixed
 	$(PY) -m ruff check --fix .
 	$(PY) -m ruff format .
 
-bench: $(STAMP) ## Measure this machine; takes about a minute
+bench: $(STAMP) ## Measure this machine and the engine on it; takes about three minutes
 	@$(PY) -m benchmarks
+	@$(PY) -m benchmarks.engine
+
+peers: $(STAMP) ## The same for the engine beside DBOS and LangGraph, which go into .venv-peers
+	@test -x .venv-peers/bin/python || $(PY) -m venv .venv-peers
+	@.venv-peers/bin/python -m pip install --disable-pip-version-check --quiet --require-hashes -r requirements-peers.lock
+	@$(PY) -m benchmarks.engine --peers .venv-peers/bin/python
 
 chaos: $(STAMP) ## Kill servers and processes under load, and check that nothing was lost
 	@PERDURE_CHAOS_CHANGES=$${PERDURE_CHAOS_CHANGES:-2000} PERDURE_CHAOS_TAKEOVERS=$${PERDURE_CHAOS_TAKEOVERS:-30} \
@@ -54,6 +60,8 @@ lock: ## Resolve the dependencies anew into the lock files (needs uv)
 	  --upgrade --custom-compile-command 'make lock' --quiet -o requirements.lock
 	uv pip compile pyproject.toml --group dev --constraint requirements.lock --universal --python-version 3.11 \
 	  --generate-hashes --no-emit-index-url --upgrade --custom-compile-command 'make lock' --quiet -o requirements-dev.lock
+	uv pip compile --group peers --universal --python-version 3.11 --generate-hashes --no-emit-index-url --upgrade \
+	  --custom-compile-command 'make lock' --quiet -o requirements-peers.lock
 
 clean: ## Remove .venv, caches and built files; the data in .perdure stay
-	rm -rf $(VENV) dist build .pytest_cache .ruff_cache .mypy_cache .import_linter_cache
+	rm -rf $(VENV) .venv-peers dist build .pytest_cache .ruff_cache .mypy_cache .import_linter_cache

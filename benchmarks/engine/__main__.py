@@ -1,15 +1,18 @@
 """`python -m benchmarks.engine`: the durable engine beside a bare prototype, on one Postgres with fsync on.
 
-Prints a table with ratios and the machine, and writes `benchmarks/results/engine.json`.
+Prints a table with ratios and the machine, and writes `benchmarks/results/engine.json`. With `--peers PYTHON`, an
+environment that has what requirements-peers.lock says (`make peers`), DBOS and LangGraph run workload A beside it.
 """
 
 from __future__ import annotations
 
+import argparse
 import asyncio
 import os
 import platform as machine
 import sys
 import tempfile
+from dataclasses import asdict
 from pathlib import Path
 
 import asyncpg
@@ -20,6 +23,7 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.engine.load import Measured, measure
+from benchmarks.engine.peers import Peer, measure_peers
 from perdure.embedded.platform import Platform
 from perdure.embedded.processes import SERVICES, ProcessSpec
 from perdure.settings import Settings
@@ -34,8 +38,9 @@ WORKLOADS = (
 )
 
 
-async def main() -> None:
+async def main(peers_python: Path | None) -> None:
     rows: list[tuple[Measured, Measured | None]] = []
+    peers: list[Peer] = []
     with tempfile.TemporaryDirectory(prefix="perdure-bench-") as home:
         settings = Settings(home=Path(home))
         bench = ProcessSpec("agent-bench", (str(HERE / "agent.py"),), tuple(each.name for each in SERVICES))
@@ -63,12 +68,15 @@ async def main() -> None:
                 await nc.close()
                 prototype.terminate()
                 await prototype.wait()
-    show(rows)
+            if peers_python is not None:
+                peers = await measure_peers(peers_python, platform.urls.database_url, 10)
+    show(rows, peers)
 
 
-def show(rows: list[tuple[Measured, Measured | None]]) -> None:
+def show(rows: list[tuple[Measured, Measured | None]], peers: list[Peer]) -> None:
     table = Table(
-        "workload", "callers", "steps/s", "runs/s", "p50 ms", "p99 ms", "commits/run", "CPU us/step", "of bare"
+        *("workload", "callers", "steps/s", "runs/s", "p50 ms", "p99 ms", "commits/run"),
+        *("CPU us/step", "bare CPU", "of bare"),
     )
     for ours, bare in rows:
         table.add_row(
@@ -83,17 +91,33 @@ def show(rows: list[tuple[Measured, Measured | None]]) -> None:
             f"{bare.cpu_per_step:.0f}" if bare else "",
             f"{ours.steps_per_second / bare.steps_per_second:.0%}" if bare else "",
         )
+    by_callers = {ours.callers: ours for ours, _ in rows if ours.what == WORKLOADS[0][0]}
+    beside = Table("peer, workload A", "callers", "steps/s", "p50 ms", "p99 ms", "CPU us/step", "ours is")
+    for peer in peers:
+        ours = by_callers[peer.callers]
+        beside.add_row(
+            peer.name,
+            str(peer.callers),
+            f"{peer.steps_per_second:,.0f}",
+            f"{peer.p50:.2f}",
+            f"{peer.p99:.2f}",
+            f"{peer.cpu_per_step:.0f}",
+            f"{ours.steps_per_second / peer.steps_per_second:.1f} x",
+        )
     about = {
         "machine": machine.platform(),
         "python": machine.python_version(),
         "cores": psutil.cpu_count(),
         "load": os.getloadavg()[0],
     }
-    Console(width=140).print(table, about)
+    Console(width=140).print(table, *([beside] if peers else []), about)
     RESULTS.mkdir(exist_ok=True)
     said = [{"ours": ours.as_dict(), "bare": bare and bare.as_dict()} for ours, bare in rows]
-    (RESULTS / "engine.json").write_bytes(orjson.dumps({**about, "rows": said}, option=orjson.OPT_INDENT_2))
+    whole = {**about, "rows": said, "peers": [asdict(peer) for peer in peers]}
+    (RESULTS / "engine.json").write_bytes(orjson.dumps(whole, option=orjson.OPT_INDENT_2))
 
 
 if __name__ == "__main__":
-    asyncio.run(main())
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--peers", type=Path, metavar="PYTHON", help="measure the peers too, with this Python")
+    asyncio.run(main(parser.parse_args().peers))
