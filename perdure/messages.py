@@ -295,6 +295,46 @@ class QueueList(Message):
     queue: AgentName | None = None
 
 
+class ScheduleSet(Place):
+    """`schedule.set`: the moments of `cron` in `timezone` become runs of `agent`; the same name again changes it.
+
+    `missed` says what becomes of moments at which no scheduler was up: `skip`, `latest` (one run for the last of them)
+    or `all` (the newest `missed_limit`). `overlap`: `skip` leaves a moment out while the run of an earlier one goes on.
+    """
+
+    name: Id
+    agent: AgentName
+    cron: Annotated[str, Field(min_length=1, max_length=256)]
+    timezone: Name = "UTC"
+    workflow: Name = "run"
+    task: Any = None
+    missed: Literal["skip", "latest", "all"] = "latest"
+    missed_limit: Annotated[int, Field(strict=True, ge=1, le=1000)] = 100
+    overlap: Literal["allow", "skip"] = "allow"
+    paused: Annotated[bool, Field(strict=True)] | None = None
+
+
+class ScheduleRef(Message):
+    """`schedule.get`, `schedule.pause`, `schedule.resume`, `schedule.delete`: one schedule."""
+
+    name: Id
+
+
+class ScheduleBackfill(ScheduleRef):
+    """`schedule.backfill`: runs for the moments from `from` to `to` that have none yet."""
+
+    since: AwareDatetime = Field(alias="from")
+    to: AwareDatetime
+
+
+class ScheduleList(Message):
+    """`schedule.list`: schedules by name, `limit` at a time; `cursor` is the page before's `next_cursor`."""
+
+    agent: AgentName | None = None
+    limit: int = Field(50, ge=1, le=500)
+    cursor: Id | None = None
+
+
 class ConfigGet(Message):
     """`config.get.<agent>`: the subject names the agent; the body may repeat it."""
 

@@ -29,6 +29,7 @@ WORK: Final = "work"
 PROCESS: Final = "process"
 QUEUE_LIST: Final = "queue.list"
 QUEUE_LOOK: Final = "queue.look"
+SCHEDULE: Final = "schedule"
 HEALTH: Final = "health"
 
 # -- streams. None covers a request subject: a stream would answer the request with its own acknowledgement. ----------

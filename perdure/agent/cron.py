@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import deque
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
@@ -26,6 +27,7 @@ _SHORT = {
 }
 _PART = re.compile(r"(?P<first>\*|\w+)(?:-(?P<last>\w+))?(?:/(?P<every>\d+))?")
 _LOOK_AHEAD = 366 * 5
+_MARGIN = timedelta(hours=3)  # more than any change of a clock
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,10 +50,7 @@ class Schedule:
         fields = _SHORT.get(text.strip(), text).split()
         if len(fields) != 5:
             raise ValueError(f"schedule {text!r} must have 5 fields: minute hour day-of-month month day-of-week")
-        try:
-            zone = ZoneInfo(timezone)
-        except (ZoneInfoNotFoundError, ValueError) as error:
-            raise ValueError(f"schedule {text!r}: there is no time zone {timezone!r}") from error
+        zone = time_zone(timezone)
         minutes, hours, days, months, weekdays = (_field(text, at, said) for at, said in enumerate(fields))
         return cls(
             " ".join(fields), zone, minutes, hours, days, months,
@@ -69,21 +68,53 @@ class Schedule:
     def next_after(self, moment: datetime) -> datetime | None:
         """The first moment after `moment` (both in UTC); None when there is none within five years.
 
-        A local time that a clock change skips is passed over, one that comes twice counts once.
+        A local time that a clock change skips is passed over. One that comes twice counts once, but for schedules of
+        every hour, which go on through both.
         """
-        local = moment.astimezone(self.zone)
-        day = local.replace(hour=0, minute=0, second=0, microsecond=0, tzinfo=None)
+        day = moment.astimezone(self.zone).replace(hour=0, minute=0, second=0, microsecond=0, tzinfo=None)
         for _ in range(_LOOK_AHEAD):
             if self._day_matches(day):
                 for hour in sorted(self.hours):
-                    for minute in sorted(self.minutes):
-                        wall = day.replace(hour=hour, minute=minute, tzinfo=self.zone)
-                        found = wall.astimezone(UTC)
-                        exists = found.astimezone(self.zone).replace(tzinfo=None) == wall.replace(tzinfo=None)
-                        if exists and found > moment:
-                            return found
+                    found = self._in_hour(day.replace(hour=hour), moment)
+                    if found is not None:
+                        return found
             day += timedelta(days=1)
         return None
+
+    def _in_hour(self, hour: datetime, moment: datetime) -> datetime | None:
+        """The first moment after `moment` that lies in a local hour, in UTC."""
+        if (hour + timedelta(hours=1)).replace(tzinfo=self.zone, fold=1).astimezone(UTC) + _MARGIN <= moment:
+            return None
+        for fold in (0, 1) if len(self.hours) == 24 else (0,):
+            for minute in sorted(self.minutes):
+                wall = hour.replace(minute=minute, tzinfo=self.zone, fold=fold)
+                found = wall.astimezone(UTC)
+                exists = found.astimezone(self.zone).replace(tzinfo=None) == wall.replace(tzinfo=None)
+                if exists and found > moment:
+                    return found
+        return None
+
+    def between(self, first: datetime, last: datetime, most: int) -> list[datetime]:
+        """The newest `most` moments from `first` to `last`, both included (in UTC), in order."""
+        span = timedelta(hours=1)
+        while True:
+            begin = max(first, last - span)
+            found: deque[datetime] = deque(maxlen=most)
+            moment = self.next_after(begin - timedelta(microseconds=1))
+            while moment is not None and moment <= last:
+                found.append(moment)
+                moment = self.next_after(moment)
+            if begin == first or len(found) == most:
+                return list(found)
+            span *= 4
+
+
+def time_zone(name: str) -> ZoneInfo:
+    """A time zone of the IANA database. Raises `ValueError` naming one that is not there."""
+    try:
+        return ZoneInfo(name)
+    except (ZoneInfoNotFoundError, ValueError, OSError) as error:
+        raise ValueError(f"there is no time zone {name!r}; give a name like Europe/Rome, or UTC") from error
 
 
 def _field(text: str, at: int, said: str) -> frozenset[int]:

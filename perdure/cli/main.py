@@ -23,6 +23,7 @@ COMMANDS = {
     "runs": "runs",
     "sessions": "sessions",
     "queues": "queues",
+    "schedules": "schedules",
     "agents": "agents",
     "config": "config",
     "key": "key",

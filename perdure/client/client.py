@@ -15,12 +15,13 @@ from perdure import subjects
 from perdure.client.connection import Connection
 from perdure.client.handle import RunHandle
 from perdure.client.presence import Replica, replicas
+from perdure.client.schedules import Schedules
 from perdure.client.types import BulkAction, BulkCount, BulkPage, RunPage, SessionPage, StartOptions
 from perdure.errors import InvalidRequest
 from perdure.settings import Settings
 
 
-class Client:
+class Client(Schedules):
     """Starts, finds and steers runs from any program; it needs NATS alone (`NATS_URL`).
 
     ```python

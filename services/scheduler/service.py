@@ -19,6 +19,8 @@ from services.scheduler.payloads import Cleaner, Payloads
 from services.scheduler.queues import Queues
 from services.scheduler.reaper import Reaper
 from services.scheduler.requests import RunRequests
+from services.scheduler.schedule_requests import ScheduleRequests
+from services.scheduler.schedules import Ticker
 from services.scheduler.sessions import SessionRequests
 from services.scheduler.sweeper import Sweeper
 from services.scheduler.tasks import TaskIntake
@@ -55,6 +57,7 @@ class Scheduler(Service):
         self.spawn(Cleaner(self.pool).run, name="payloads")
         self.spawn(queues.run, name="queues")
         self.spawn(Callbacks(self.pool, self.nats, self.settings).run, name="callbacks")
+        self.spawn(Ticker(self.pool, self.nats, self._clock).run, name="schedules")
         self.spawn(self._intake.run, name="tasks")
         await asks.open()
         await queues.open()
@@ -68,6 +71,8 @@ class Scheduler(Service):
         for name, handler in SessionRequests(self.pool).handlers().items():
             await self.endpoint(f"session-{name}", f"session.{name}", handler, queue=queue)
         await self.endpoint("queues", subjects.QUEUE_LIST, queues.list, queue=queue)
+        for name, handler in ScheduleRequests(self.pool, self.nats, self._clock).handlers().items():
+            await self.endpoint(f"schedule-{name}", f"{subjects.SCHEDULE}.{name}", handler, queue=queue)
 
     async def on_reconnect(self) -> None:
         """NATS was away, and its streams may be gone; what was pending is dispatched again."""

@@ -1,9 +1,11 @@
 from __future__ import annotations
 
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from itertools import islice
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from perdure.agent.cron import Schedule
 
@@ -48,6 +50,38 @@ def test_a_schedule_keeps_local_time_over_clock_changes():
         "2026-10-25 00:30",
         "2026-10-26 01:30",
     ]
+
+
+def test_a_schedule_of_every_hour_goes_on_through_clock_changes():
+    rome = "Europe/Rome"  # 2026-10-25: 02:00 to 03:00 comes twice, at 00:00 and 01:00 UTC
+    assert moments("*/30 * * * *", at(2026, 10, 24, 23, 45), rome, count=6) == [
+        "2026-10-25 00:00", "2026-10-25 00:30", "2026-10-25 01:00", "2026-10-25 01:30", "2026-10-25 02:00",
+        "2026-10-25 02:30",
+    ]  # fmt: skip
+    assert moments("0 * * * *", at(2026, 3, 29, 0, 30), rome, count=2) == ["2026-03-29 01:00", "2026-03-29 02:00"]
+    # half an hour comes twice there: 01:30 to 02:00
+    assert moments("*/15 * * * *", at(2026, 4, 4, 14, 20), "Australia/Lord_Howe", count=6) == [
+        "2026-04-04 14:30", "2026-04-04 14:45", "2026-04-04 15:00", "2026-04-04 15:15", "2026-04-04 15:30",
+        "2026-04-04 15:45",
+    ]  # fmt: skip
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    st.sampled_from(["*/7 * * * *", "30 2 * * *", "0 0 1 * *", "15 */3 * * sun", "0 * * * *"]),
+    st.sampled_from(["UTC", "Europe/Rome", "America/New_York", "Asia/Kolkata", "Australia/Lord_Howe"]),
+    st.integers(0, 525_000).map(lambda minutes: at(2026, 1, 1) + timedelta(minutes=minutes)),
+    st.integers(0, 40),
+    st.integers(1, 20),
+)
+def test_the_newest_moments_of_a_span_are_those_that_a_walk_finds(text, zone, start, days, most):
+    schedule, end = Schedule.parse(text, zone), start + timedelta(days=days)
+    walk, moment = [], schedule.next_after(start - timedelta(microseconds=1))
+    while moment is not None and moment <= end:
+        walk.append(moment)
+        moment = schedule.next_after(moment)
+    assert schedule.between(start, end, most) == walk[-most:]
+    assert walk == sorted(set(walk))
 
 
 def test_a_day_that_never_comes_has_no_moment():
