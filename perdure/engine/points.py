@@ -65,6 +65,8 @@ SCHEDULER: Final[Mapping[str, str]] = {
     "resume.after": "a resumed run is pending, and its wake-up not sent",
     "fork.before": "a fork was asked for, and is not written",
     "fork.after": "a fork is pending, and its wake-up not sent",
+    "schedule.before": "the runs of due schedules are written, and not committed",
+    "schedule.after": "the runs of due schedules are committed, and their wake-ups not sent",
 }
 """What happens in the process of a scheduler."""
 

@@ -70,8 +70,10 @@ class Ticker:
                 last = (moments[-1], starts[-1].run_id) if moments else (None, None)
                 await connection.execute(_SQL["ticked"], row["name"], schedule.next_after(now), *last)
             made = await insert_starts(connection, starts) if starts else set()
-            reach("schedule.before_commit")
-        reach("schedule.after_commit")
+            if made:
+                reach("schedule.before")
+        if made:
+            reach("schedule.after")
         for start in starts:
             if start.run_id in made:
                 runs.wake(self._nats, start.run_id, start.agent_name)

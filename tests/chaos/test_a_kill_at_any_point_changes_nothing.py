@@ -103,7 +103,7 @@ class Matrix(BaseAgent):
         return 1
 
 
-WORKFLOWS = {"lives": "lives", "cancel": "stays", "resume": "fails", "fork": "plain"}
+WORKFLOWS = {"lives": "lives", "cancel": "stays", "resume": "fails", "fork": "plain", "schedule": "plain"}
 LINES = Counter(["one", "left", "right", "shaky 1", "shaky 2", "last"])
 
 
@@ -173,6 +173,8 @@ SCHEDULER = {
     "resume.after": Case("resume"),
     "fork.before": Case("fork"),
     "fork.after": Case("fork"),
+    "schedule.before": Case("schedule"),
+    "schedule.after": Case("schedule"),
 }
 CASES = [("agent", point, case) for point, case in AGENT.items()] + [
     ("scheduler", point, case) for point, case in SCHEDULER.items()
@@ -262,6 +264,12 @@ class Walk:
         await self.ended(run_id, "completed")
         await self.rig.insist("run.fork", {"run_id": run_id, "step": "last"})
 
+    async def _schedule(self, run_id: str) -> None:
+        await self.ended(run_id, "completed")
+        said = {"name": run_id, "agent": "matrix", "workflow": "plain", "cron": "@yearly"}
+        await self.rig.insist("schedule.set", said)
+        await self.pool.execute("UPDATE schedules SET next_at = date_trunc('year', now()) WHERE name = $1", run_id)
+
     async def _lives(self, run_id: str) -> None:
         await self.ended(run_id, "completed")
 
@@ -319,6 +327,12 @@ class Walk:
         if case.of == "fork":
             assert await self.lines(run_id) == {"one": 1, "last": 1}
             await self.check_forks(run_id)
+            return
+        if case.of == "schedule":
+            query = "SELECT last_run_id FROM schedules WHERE name = $1"
+            made = await eventually(lambda: self.pool.fetchval(query, run_id))
+            await self.ended(made, "completed")
+            assert await self.lines(made) == {"one": 1, "last": 1}
             return
         lines = await self.lines(run_id)
         assert lines == LINES + Counter([case.again] if case.again else [])

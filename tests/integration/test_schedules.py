@@ -213,7 +213,7 @@ async def test_schedules_are_listed_a_page_at_a_time(timed, settings):
 async def test_a_scheduler_that_dies_at_a_tick_loses_no_moment_and_repeats_none(timed, nc, pool):
     await make(timed)
     ticker = Ticker(pool, nc, timed.clock)
-    for day, point, left in ((1, "schedule.before_commit", 0), (2, "schedule.after_commit", 2)):
+    for day, point, left in ((1, "schedule.before", 0), (2, "schedule.after", 2)):
         timed.clock.moment = datetime(2030, 3, day, 9, tzinfo=UTC)
 
         def die(reached, _run_id, _name, point=point):
