@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import signal
+import sys
 import threading
 import time
 from collections.abc import Coroutine
-from typing import Any, TypeVar
+from importlib import import_module
+from typing import TYPE_CHECKING, Any, TypeVar
 from uuid import uuid4
 
 import structlog
@@ -18,11 +21,14 @@ from perdure.bus.service import serve
 from perdure.embedded.ensure import Hold, ensure_platform
 from perdure.embedded.locate import locate, use_offline_model
 from perdure.embedded.processes import CORE
-from perdure.errors import Unavailable
+from perdure.errors import SetupError, Unavailable
 from perdure.observe.logging import quiet_by_default
 from perdure.runner.load import AnyAgent
 from perdure.runner.steering import Steering
 from perdure.settings import Settings, load_settings
+
+if TYPE_CHECKING:
+    from perdure.runner.serving import Serving
 
 T = TypeVar("T")
 log = structlog.get_logger(__name__)
@@ -56,6 +62,7 @@ class AgentRunner(Steering):
         self._located: Settings | None = None
         self._starting: asyncio.Lock | None = None
         self._processes: dict[str, AgentProcess] = {}
+        self._served: dict[str, Serving] = {}
 
     def run_sync(
         self,
@@ -70,12 +77,7 @@ class AgentRunner(Steering):
         Raises `RunFailed` when the run ends otherwise, `TimeoutError` after `timeout` seconds (the run goes on), and
         `SetupError` when the platform cannot be started. Inside async code use `await runner.run(...)`.
         """
-        try:
-            asyncio.get_running_loop()
-        except RuntimeError:
-            pass
-        else:
-            raise RuntimeError("run_sync would block this event loop: use `await runner.run(agent, task)`")
+        self._refuse_in_a_loop("run_sync")
         return self._submit(self._run(agent, task, session_id, timeout)).result()
 
     async def run(
@@ -89,6 +91,31 @@ class AgentRunner(Steering):
         """The same as `run_sync`, in async code."""
         return await asyncio.wrap_future(self._submit(self._run(agent, task, session_id, timeout)))
 
+    def serve(self, agent: AnyAgent, *, host: str = "127.0.0.1", port: int = 8001) -> None:
+        """Serve `agent` over HTTP, until Ctrl-C, SIGTERM, or `shutdown` from another thread; then it has drained.
+
+        `POST /run` starts a run of it; the other routes are those of the gateway, for this agent alone. Outside
+        loopback every route but health needs a key (`perdure key create`). `port` 0 takes a free one. Raises
+        `SetupError` when the address cannot be listened on.
+        """
+        self._refuse_in_a_loop("serve")
+        serving = self._submit(self._serve(agent, host, port)).result()
+        sys.stderr.write(f"agent {agent.name} is served at {serving.url}\n")
+        asked = threading.Event()
+        before: Any = None
+        main = threading.current_thread() is threading.main_thread()
+        if main:
+            before = signal.signal(signal.SIGTERM, lambda *_: asked.set())
+        try:
+            while not (serving.ended.wait(0.1) or asked.is_set()):
+                pass
+        except KeyboardInterrupt:
+            pass
+        finally:
+            if main:
+                signal.signal(signal.SIGTERM, before)
+        self.shutdown(agent)
+
     def shutdown(self, agent: AnyAgent | None = None) -> None:
         """Drain and stop `agent`, or all agents; with the last one the platform is used no more."""
         if self._loop is None or self._thread is None:
@@ -100,6 +127,15 @@ class AgentRunner(Steering):
             self._loop = self._thread = None
 
     # -- inside -------------------------------------------------------------------------------------------------------
+
+    @staticmethod
+    def _refuse_in_a_loop(what: str) -> None:
+        try:
+            asyncio.get_running_loop()
+        except RuntimeError:
+            return
+        other = {"run_sync": "runner.run(agent, task)", "serve": "asyncio.to_thread(runner.serve, agent)"}[what]
+        raise RuntimeError(f"{what} would block this event loop: use `await {other}`")
 
     def _submit(self, work: Coroutine[Any, Any, T]) -> Any:
         with self._guard:
@@ -148,6 +184,7 @@ class AgentRunner(Steering):
             if known is not None and known._given is agent:  # noqa: SLF001 -- the same object: nothing to start
                 return known
             if known is not None:
+                await self._unserve(agent.name)
                 await known.stop()
             located = await self._locate()
             instance = f"{located.instance_id}-{len(self._processes)}"
@@ -165,10 +202,25 @@ class AgentRunner(Steering):
             self._starting = asyncio.Lock()
         return self._starting
 
+    async def _unserve(self, name: str) -> None:
+        serving = self._served.pop(name, None)
+        if serving is not None:
+            await serving.stop()
+
     async def _locate(self) -> Settings:
         if self._located is None:
             self._located = await self._find_platform()
         return self._located
+
+    async def _serve(self, agent: AnyAgent, host: str, port: int) -> Serving:
+        process = await self._started(agent)
+        if process.name in self._served:
+            raise SetupError(f"agent {process.name} is served already, at {self._served[process.name].url}")
+        # in a thread: HTTP is loaded by programs that serve, and by no others
+        module = await asyncio.to_thread(import_module, "perdure.runner.serving")
+        serving: Serving = await module.Serving.start(process, host, port)
+        self._served[process.name] = serving
+        return serving
 
     async def _find_platform(self) -> Settings:
         settings = self._settings or load_settings()
@@ -180,6 +232,7 @@ class AgentRunner(Steering):
     async def _stop(self, agent: AnyAgent | None) -> None:
         names = list(self._processes) if agent is None else [agent.name]
         for name in names:
+            await self._unserve(name)
             process = self._processes.pop(name, None)
             if process is not None:
                 await process.stop()
