@@ -9,7 +9,16 @@ from fastapi.openapi.utils import get_openapi
 from fastapi.security import HTTPBearer
 from starlette.middleware.cors import CORSMiddleware
 
-from perdure.edge import problems, routes_chat, routes_config, routes_events, routes_operation, routes_runs
+from perdure.edge import (
+    openai_chat,
+    openai_responses,
+    problems,
+    routes_chat,
+    routes_config,
+    routes_events,
+    routes_operation,
+    routes_runs,
+)
 from perdure.edge.door import Door
 from perdure.edge.gate import origins
 from perdure.edge.guard import PUBLIC, Guard
@@ -35,7 +44,8 @@ def create_app(door: Door, *, version: str = "0") -> FastAPI:
     keyed = APIRouter(dependencies=[Depends(HTTPBearer(auto_error=False, description="An API key, or a JWT."))])
     if door.only is not None:
         keyed.include_router(routes_runs.single(door.only))
-    for each in (routes_runs, routes_events, routes_chat, routes_config, routes_operation):
+    native = (routes_runs, routes_events, routes_chat, routes_config, routes_operation)
+    for each in (*native, openai_chat, openai_responses):
         keyed.include_router(each.router)
     app.include_router(keyed)
     app.add_middleware(Guard, door=door)

@@ -29,6 +29,8 @@ async def start(
     session_id = body.session_id and caller.own(body.session_id, field="session_id")
     run_id = caller.own(run_id_of(key, body.run_id, agent) or uuid4().hex)
     more = body.model_dump(exclude_unset=True, exclude={"task", "workflow", "run_id", "session_id"})
+    if body.callback is not None and (body.callback.subject or body.callback.secret):
+        caller.need_platform()  # subjects of NATS and secrets of the scheduler are of no tenant
     more |= {name: caller.own_key(more[name], field=name) for name in KEYS if more.get(name) is not None}
     run = await door.client.start(
         agent, body.task, workflow=body.workflow, run_id=run_id, session_id=session_id, **more
