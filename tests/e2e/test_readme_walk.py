@@ -128,7 +128,7 @@ async def test_the_walk_of_the_readme(folder: Path):
             await walk(folder, "start")
             await eventually(lambda: len(counted(agent)) == 3)
             before = counted(agent)
-            await walk(folder, "kill", PID=str(before[0][0]))
+            await walk(folder, "kill", pointed=False, PID=str(before[0][0]))  # at once, before it is through
             result = await walk(folder, "result")
         assert "385" in result.splitlines()
         assert "completed" in result
