@@ -256,10 +256,17 @@ class RunBulk(Message):
 
 
 class RunList(Message):
-    """`run.list`: runs, newest first, `limit` at a time; `cursor` is the `next_cursor` of the page before."""
+    """`run.list`: runs, newest first, `limit` at a time; `cursor` is the `next_cursor` of the page before.
+
+    `status` is one state or a list.
+    """
 
     agent: AgentName | None = None
-    status: RunStatus | None = None
+    status: Annotated[list[RunStatus], BeforeValidator(_listed)] | None = None
+    workflow: Name | None = None
+    version: str | None = Field(None, max_length=256)
+    created_after: AwareDatetime | None = None
+    created_before: AwareDatetime | None = None
     session_id: Id | None = None
     parent_run_id: Id | None = None
     queue: AgentName | None = None

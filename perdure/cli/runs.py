@@ -74,11 +74,25 @@ def list_(
 
 
 @app.command()
-def show(run_id: RunId, *, output: Out = Output.TABLE) -> None:
+def show(
+    run_id: RunId,
+    *,
+    tree: Annotated[
+        bool, typer.Option("--tree", help="Its family instead: parents, children, forks and restarts.")
+    ] = False,
+    output: Out = Output.TABLE,
+) -> None:
     """Show a run: how it is, its steps with times, attempts and errors, and its children."""
 
     async def work(client: Client) -> None:
         handle = await client.get(run_id)
+        if tree:
+            family = await handle.tree()
+            if output is Output.JSON:
+                print_json(family)
+            else:
+                out.print(view.family(family, run_id))
+            return
         run = await handle.details()
         children = await view.children(client, run_id)
         if output is Output.JSON:

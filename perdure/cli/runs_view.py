@@ -151,6 +151,20 @@ async def children(client: Client, run_id: str, depth: int = 0) -> list[dict[str
     return found
 
 
+def family(found: Mapping[str, Any], run_id: str) -> Tree:
+    """A tree of `run.tree`; the run that was asked for is bold."""
+    nodes: dict[str | None, Tree] = {None: Tree("[bold]runs[/]")}
+    for run in found["runs"]:
+        name = f"[bold]{run['run_id']}[/]" if run["run_id"] == run_id else run["run_id"]
+        relation = "" if run["relation"] in ("root", "child") else f"[dim]{run['relation']}[/] "
+        text = f"{relation}{status_text(run['status'])} {escape(run['agent'])} {name}"
+        after = f"[dim]{took(run['started_at'], run['finished_at'])}[/] {escape(_error(run))}"
+        nodes[run["run_id"]] = nodes.get(run["above"], nodes[None]).add(f"{text} {after}".rstrip())
+    if found["more"]:
+        nodes[None].add("[dim]and others[/]")
+    return nodes[None]
+
+
 def _branch(tree: Tree, runs: Sequence[Mapping[str, Any]]) -> None:
     for run in runs:
         text = f"{status_text(run['status'])} {escape(run['agent'])} {run['run_id']}"

@@ -82,6 +82,13 @@ class RunHandle:
             await self._connection.fill(row, self.run_id, row["seq"])
         return whole
 
+    async def tree(self) -> dict[str, Any]:
+        """The run's family as `run.tree` gives it: `root`, and `runs` with `above`, `relation`, `status`, ….
+
+        Children, runs that were started, forks and restarts, from where the family begins. Raises `NotFound`.
+        """
+        return await self._connection.insist("run.tree", {"run_id": self.run_id})
+
     async def signal(self, name: str, payload: Any = None, id: str | None = None) -> None:  # noqa: A002 -- the wire's word
         """Send a signal; it is kept until the run waits for it. The same `id` again counts once.
 

@@ -236,14 +236,30 @@ async def list_runs(
     session_id: str | None = None,
     parent_run_id: str | None = None,
     queue: str | None = None,
+    workflow: str | None = None,
+    version: str | None = None,
+    created: tuple[datetime | None, datetime | None] = (None, None),
     before: int | None = None,
     limit: int = 50,
 ) -> tuple[list[dict[str, Any]], int | None]:
-    """The newest runs first, and the cursor of the next page. Raises `InvalidRequest` for an unknown status."""
+    """The newest runs first, and the cursor of the next page. Raises `InvalidRequest` for an unknown status.
+
+    `created` says from when on, and before when.
+    """
     if unknown := set(statuses or ()) - STATUSES:
         raise InvalidRequest(f"status: unknown {sorted(unknown)}; known are {sorted(STATUSES)}")
     records = await pool.fetch(
-        _SQL["list"], agent, list(statuses) if statuses else None, session_id, parent_run_id, before, limit + 1, queue
+        _SQL["list"],
+        agent,
+        list(statuses) if statuses else None,
+        session_id,
+        parent_run_id,
+        before,
+        limit + 1,
+        queue,
+        workflow,
+        version,
+        *created,
     )
     names = {record["queue_name"] for record in records if record["status"] == "pending"}
     reasons = {name: await queues.why_queued(pool, name) for name in names if name is not None}
@@ -269,6 +285,38 @@ async def list_runs(
         for r in opened
     ]
     return rows, (records[limit - 1]["turn"] if len(records) > limit else None)
+
+
+FAMILY = 1000
+
+
+async def tree(pool: Pool, run_id: str) -> dict[str, Any]:
+    """The family of a run, from where it begins: children, runs that were started, forks and restarts.
+
+    At most 1,000 `runs`, each with the run `above` it and its `relation` to that; `more` says that there are others.
+    Raises `NotFound`.
+    """
+    root = await pool.fetchval(_SQL["family_root"], run_id)
+    if root is None:
+        raise NotFound(f"there is no run {run_id!r}", run_id=run_id)
+    records = await pool.fetch(_SQL["family"], root, FAMILY + 1)
+    errors = await open_columns(pool, records[:FAMILY], {"error": OUTCOME["error"]})
+    found = [
+        {
+            "run_id": r["run_id"],
+            "above": r["above"],
+            "relation": r["relation"],
+            "agent": r["agent_name"],
+            "workflow": r["workflow"],
+            "status": r["status"],
+            "error": decode(r["error"]),
+            "created_at": _time(r["created_at"]),
+            "started_at": _time(r["started_at"]),
+            "finished_at": _time(r["finished_at"]),
+        }
+        for r in (readable(record, "error") for record in errors)
+    ]
+    return {"run_id": run_id, "root": root, "runs": found, "more": len(records) > FAMILY}
 
 
 async def send_signal(

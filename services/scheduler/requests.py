@@ -52,6 +52,7 @@ class RunRequests:
             "get": self.get,
             "history": self.history,
             "list": self.list,
+            "tree": self.tree,
             "cancel": self.cancel,
             "terminate": self.terminate,
             "pause": self.pause,
@@ -79,6 +80,10 @@ class RunRequests:
         said = parse(RunHistory, request.data)
         return await history.page(self._pool, said.run_id, after=said.after, room=self._nats.max_payload - MARGIN)
 
+    async def tree(self, request: Request) -> dict[str, Any]:
+        """`run.tree`: the family of a run: children, forks, restarts, from where it begins."""
+        return {"status": "success", **await runs.tree(self._pool, parse(RunRef, request.data).run_id)}
+
     async def list(self, request: Request) -> dict[str, Any]:
         """`run.list`: runs, newest first, and the cursor of the next page."""
         said = parse(RunList, request.data)
@@ -89,7 +94,10 @@ class RunRequests:
         found, cursor = await runs.list_runs(
             self._pool,
             agent=said.agent,
-            statuses=None if said.status is None else [said.status],
+            statuses=said.status,
+            workflow=said.workflow,
+            version=said.version,
+            created=(said.created_after, said.created_before),
             session_id=said.session_id,
             parent_run_id=said.parent_run_id,
             queue=said.queue,

@@ -66,6 +66,10 @@ WHERE ($1::text IS NULL OR agent_name = $1)
   AND ($4::text IS NULL OR parent_run_id = $4)
   AND ($5::bigint IS NULL OR turn < $5)
   AND ($7::text IS NULL OR queue_name = $7)
+  AND ($8::text IS NULL OR workflow = $8)
+  AND ($9::text IS NULL OR version = $9)
+  AND ($10::timestamptz IS NULL OR created_at >= $10)
+  AND ($11::timestamptz IS NULL OR created_at < $11)
 ORDER BY turn DESC
 LIMIT $6
 
@@ -91,3 +95,34 @@ WITH target AS (
 SELECT target.agent_name, target.status, target.process_id,
        EXISTS (SELECT 1 FROM sent) AS sent, EXISTS (SELECT 1 FROM woken) AS woken
 FROM target
+
+-- name: family_root
+-- From a run up, by its parents and by what it is a fork or a restart of.
+WITH RECURSIVE up AS (
+  SELECT run_id, COALESCE(parent_run_id, origin_run_id) AS above, 0 AS height FROM runs WHERE run_id = $1
+  UNION ALL
+  SELECT r.run_id, COALESCE(r.parent_run_id, r.origin_run_id), up.height + 1
+  FROM up JOIN runs AS r ON r.run_id = up.above WHERE up.height < 100
+)
+SELECT run_id FROM up ORDER BY height DESC LIMIT 1
+
+-- name: family
+-- From a run down: children it waits for, runs it started, forks and restarts; breadth first, each under one other.
+WITH RECURSIVE down AS (
+  SELECT $1::text COLLATE "C" AS run_id, NULL::text COLLATE "C" AS above, 'root' AS relation, 0 AS depth
+  UNION ALL
+  SELECT below.run_id, down.run_id, below.relation, down.depth + 1
+  FROM down, LATERAL (
+    SELECT c.run_id, 'child' AS relation FROM runs AS c WHERE c.parent_run_id = down.run_id
+    UNION ALL
+    SELECT c.run_id, c.origin_kind FROM runs AS c WHERE c.origin_run_id = down.run_id AND c.parent_run_id IS NULL
+    UNION ALL
+    SELECT (j.result ->> 'run_id') COLLATE "C", 'started' FROM journal AS j
+    WHERE j.run_id = down.run_id AND j.kind = 'start' AND j.outcome = 'ok'
+  ) AS below
+  WHERE down.depth < 32
+)
+SELECT found.run_id, found.above, found.relation, r.agent_name, r.workflow, r.status, r.error, r.created_at,
+       r.started_at, r.finished_at
+FROM (SELECT * FROM down LIMIT $2) AS found JOIN runs AS r ON r.run_id = found.run_id
+ORDER BY found.depth, r.turn

@@ -1,0 +1,122 @@
+"""Lists, trees and views of runs; the queries that documents show are executed."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+
+from perdure import Client
+from perdure.agent.base import BaseAgent
+from perdure.engine import Context, Retry, workflow
+from perdure.errors import InvalidRequest, NotFound
+from tests.docs import ROOT, blocks
+from tests.engine_support import until
+from tests.platform import in_process
+
+SQL = [block.text for block in blocks(ROOT / "docs" / "how-to" / "look-inside.md") if block.language == "sql"]
+
+
+class Family(BaseAgent):
+    name = "family"
+
+    @workflow
+    async def run(self, ctx: Context, task: dict) -> Any:
+        await ctx.start("family", {}, workflow="leaf", run_id="started")
+        return await ctx.call("family", {}, workflow="child", run_id="child")
+
+    @workflow
+    async def child(self, ctx: Context, task: dict) -> Any:
+        await ctx.step("tried", self.tried, retry=Retry(max_attempts=2, delay=0.01))
+        return await ctx.call("family", {}, workflow="leaf", run_id="grandchild")
+
+    @workflow(version="2")
+    async def leaf(self, ctx: Context, task: dict) -> Any:
+        return await ctx.step("leaf", self.leafy)
+
+    @workflow
+    async def waits(self, ctx: Context, task: dict) -> Any:
+        return await ctx.wait_signal("go", timeout=3600)
+
+    async def tried(self) -> int:
+        self.tries = getattr(self, "tries", 0) + 1
+        if self.tries == 1:
+            raise OSError("busy")
+        return self.tries
+
+    async def leafy(self) -> dict[str, int]:
+        return {"input_tokens": 12, "output_tokens": 3}
+
+
+@pytest.fixture
+async def family(settings, nc):
+    async with in_process(settings, nc, Family) as platform:
+        await platform.start_run("family", {}, run_id="top")
+        await until(platform, "top", "completed")
+        await until(platform, "started", "completed")
+        await platform.request("run.restart", {"run_id": "child", "new_run_id": "again"})
+        await until(platform, "again", "completed", "failed")
+        waits = await platform.start_run("family", {}, workflow="waits", run_id="waits")
+        await until(platform, waits, "waiting")
+        await platform.request("run.signal", {"run_id": waits, "name": "other", "payload": 1})
+        yield platform
+
+
+async def test_the_tree_of_a_run_is_the_same_from_each_of_its_runs(family, settings):
+    async with Client(settings) as client:
+        trees = [await (await client.get(run_id)).tree() for run_id in ("top", "grandchild", "again")]
+    for tree in trees:
+        assert (tree["root"], tree["more"]) == ("top", False)
+        places = {run["run_id"]: (run["above"], run["relation"]) for run in tree["runs"]}
+        assert places["top"] == (None, "root")
+        assert places["child"] == ("top", "child")
+        assert places["grandchild"] == ("child", "child")
+        assert places["again"] == ("child", "restart")
+    assert {run["run_id"]: run["status"] for run in trees[0]["runs"]}["child"] == "completed"
+    with pytest.raises(NotFound):
+        await family.request("run.tree", {"run_id": "nothing"})
+
+
+async def test_a_run_that_was_only_started_is_in_the_tree_of_who_started_it(family):
+    tree = await family.request("run.tree", {"run_id": "top"})
+    assert ("started", "top", "started") in {(r["run_id"], r["above"], r["relation"]) for r in tree["runs"]}
+
+
+async def test_lists_are_filtered_and_come_in_pages(family, settings):
+    async with Client(settings) as client:
+        seen: list[str] = []
+        cursor = None
+        while True:
+            page = await client.list(agent="family", status=["completed"], limit=2, cursor=cursor)
+            seen += [run["run_id"] for run in page.runs]
+            if (cursor := page.next_cursor) is None:
+                break
+        assert len(seen) == len(set(seen)) == 5
+        leaves = await client.list(workflow="leaf", version="2")
+        assert {run["run_id"] for run in leaves.runs} == {"grandchild", "started"}
+        now = datetime.now(UTC)
+        assert (await client.list(created_after=now + timedelta(hours=1))).runs == []
+        assert len((await client.list(created_before=now + timedelta(hours=1), limit=500)).runs) == 6
+        with pytest.raises(InvalidRequest, match="created_after"):
+            await client.list(created_after=datetime(2026, 1, 1))  # noqa: DTZ001 -- that is what is wrong with it
+        with pytest.raises(InvalidRequest, match="status"):
+            await client.list(status=["lost"])
+
+
+async def test_the_views_say_what_people_want_to_know(family, pool):
+    waiting = await pool.fetchrow("SELECT * FROM run_overview WHERE status = 'waiting'")
+    assert waiting["waits_for"].startswith("until 20")
+    assert waiting["waits_for"].endswith("signal go")
+    steps = await pool.fetch(
+        "SELECT name, status, attempt FROM run_steps WHERE run_id = 'child' AND name = 'tried' ORDER BY seq"
+    )
+    assert [tuple(step) for step in steps] == [("tried", "retrying", 1), ("tried", "completed", 2)]
+    leaf = await pool.fetchrow("SELECT * FROM run_steps WHERE run_id = 'grandchild'")
+    assert (leaf["input_tokens"], leaf["output_tokens"], leaf["agent"]) == (12, 3, "family")
+    assert await pool.fetchval("SELECT count(*) FROM run_signals WHERE NOT taken") == 1
+
+
+@pytest.mark.parametrize("query", SQL, ids=range(len(SQL)))
+async def test_the_queries_that_documents_show_run(pool, query):
+    await pool.fetch(query)
