@@ -6,7 +6,7 @@ import asyncio
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Any, Self
 from uuid import uuid4
 
@@ -258,7 +258,7 @@ class Harness:
     async def _requeue(self) -> None:
         """What the scheduler's reaper does with a lost process."""
         for record in await self.pool.fetch(_SQL["executed_by"], self._agent.name):
-            await self.pool.fetchval(_SQL["bury_process"], record["process_id"], 0.0)
+            await self.pool.fetchval(_SQL["bury_process"], record["process_id"], datetime.now(UTC))
         for record in await self.pool.fetch(_SQL["held_by_lost"]):
             await self.pool.fetch(_SQL["requeue_lost"], record["process_id"], self._settings.run_max_attempts, 10_000)
 

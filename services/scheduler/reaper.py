@@ -7,6 +7,7 @@ A false alarm is harmless: the epoch rises with the requeue, so nothing the proc
 from __future__ import annotations
 
 import asyncio
+from datetime import timedelta
 
 import asyncpg
 import structlog
@@ -57,7 +58,8 @@ class Reaper:
         """Bury the processes that are lost, and requeue what they held."""
         for record in await self._pool.fetch(_SQL["lost_processes"], leases, self._settings.lease_seconds):
             reach("bury.before")
-            doubtful = 2 * self._settings.lease_seconds + 1  # longer than it can have lived since it renewed its lease
+            # It cannot have lived longer since it renewed its lease.
+            doubtful = record["lease_until"] - timedelta(seconds=2 * self._settings.lease_seconds + 1)
             if await self._pool.fetchval(_SQL["bury_process"], record["process_id"], doubtful):
                 log.warning(
                     "process lost",

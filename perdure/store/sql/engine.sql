@@ -284,7 +284,7 @@ RETURNING runs.run_id, runs.agent_name
 -- name: lost_processes
 -- A lock that is gone tells of a dead process within milliseconds; a lock taken under an earlier server start says
 -- nothing, then only the lease counts, and after a start of the server each lease has its whole length ($2) again.
-SELECT p.process_id, p.agent_name, p.instance_id, p.lease_until < clock_timestamp() AS lease_over FROM processes AS p
+SELECT p.process_id, p.agent_name, p.instance_id, p.lease_until, p.lease_until < clock_timestamp() AS lease_over FROM processes AS p
 WHERE p.state = 'live' AND (
   ($1 AND p.lease_until < clock_timestamp()
     AND clock_timestamp() > pg_postmaster_start_time() + $2 * interval '1 second')
@@ -294,12 +294,12 @@ WHERE p.state = 'live' AND (
       AND l.objsubid = 2 AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database()))))
 
 -- name: bury_process
--- It may have died between the commit of an end and its event: those of its last $2 seconds are told again.
+-- It may have died between the commit of an end and its event: those since $2 are looked at again.
 WITH buried AS (
-  UPDATE processes SET state = 'lost' WHERE process_id = $1 AND state = 'live' RETURNING process_id, lease_until
+  UPDATE processes SET state = 'lost' WHERE process_id = $1 AND state = 'live' RETURNING process_id
 ), ended AS (
   SELECT r.run_id FROM runs AS r, buried
-  WHERE r.finished_at >= buried.lease_until - $2 * interval '1 second' AND r.process_id = buried.process_id
+  WHERE r.finished_at >= $2 AND r.process_id = buried.process_id
   ORDER BY r.run_id FOR NO KEY UPDATE OF r
 ), doubted AS (
   UPDATE runs SET untold = TRUE FROM ended WHERE runs.run_id = ended.run_id

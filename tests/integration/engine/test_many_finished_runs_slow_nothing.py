@@ -34,7 +34,7 @@ HOT: dict[str, tuple[str, tuple[Any, ...]]] = {
     "stale_pending": (ENGINE["stale_pending"], (3.0, 1000)),
     "untold_children": (ENGINE["untold_children"], (NOW, 1000)),
     "requeue_lost": (ENGINE["requeue_lost"], ("p", 10, 1000)),
-    "bury_process": (ENGINE["bury_process"], ("p", 11.0)),
+    "bury_process": (ENGINE["bury_process"], ("p", datetime.now(UTC))),
     "held": (ENGINE["held"], ("p",)),
     "get": (RUNS["get"], ("done-77",)),
     "list": (RUNS["list"], ("a", None, None, None, None, 50, None, None, None, None, None)),
@@ -46,7 +46,7 @@ HOT: dict[str, tuple[str, tuple[Any, ...]]] = {
     "resume": (CONTROL["resume"], ("done-77",)),
     "take_callbacks": (ENDS["take_callbacks"], (32, 60.0)),
     "untold_ends": (ENDS["untold_ends"], (NOW, 1000)),
-    "doubt_ends": (ENDS["doubt_ends"], ("p", NOW)),
+    "doubt_ends": (ENDS["doubt_ends"], ("p", datetime.now(UTC))),
 }  # fmt: skip
 BIG = {"runs", "journal", "signals", "callbacks"}
 
