@@ -8,6 +8,7 @@ from fastapi import APIRouter, Depends, FastAPI
 from fastapi.openapi.utils import get_openapi
 from fastapi.security import HTTPBearer
 from starlette.middleware.cors import CORSMiddleware
+from starlette.routing import Route
 
 from perdure.edge import (
     openai_chat,
@@ -22,6 +23,7 @@ from perdure.edge import (
 from perdure.edge.door import Door
 from perdure.edge.gate import origins
 from perdure.edge.guard import PUBLIC, Guard
+from perdure.edge.mcp_door import McpDoor
 from perdure.edge.replies import ERRORS
 
 DESCRIPTION = """\
@@ -48,6 +50,7 @@ def create_app(door: Door, *, version: str = "0") -> FastAPI:
     for each in (*native, openai_chat, openai_responses):
         keyed.include_router(each.router)
     app.include_router(keyed)
+    app.router.routes.append(Route("/mcp", McpDoor(door, version), methods=["GET", "POST", "DELETE"], name="mcp"))
     app.add_middleware(Guard, door=door)
     if allowed := origins(door.settings):
         app.add_middleware(

@@ -31,7 +31,7 @@ BODIES: dict[str, Any] = {
 }
 SECRET = "secret://env/PERDURE_CALLBACK_SECRET_X"
 NEEDS = {"GET": "viewer", "POST": "operator", "PATCH": "admin", "PUT": "admin"}
-NEEDS_MORE = {"/config/{agent}/rollback": "admin", "/tickets": "viewer"}
+NEEDS_MORE = {"/mcp": "viewer", "/config/{agent}/rollback": "admin", "/tickets": "viewer"}
 
 
 class Clerk(BaseAgent):
@@ -65,7 +65,8 @@ async def routes(door: Web, admin: dict[str, str]) -> list[tuple[str, str]]:
     document = await door.get("/openapi.json", headers=admin)
     listed = [(method.upper(), path) for path, each in document["paths"].items() for method in each]
     assert len(listed) > 20
-    return [*listed, ("GET", "/docs"), ("GET", "/openapi.json"), ("GET", "/nothing")]
+    undocumented = [("GET", "/docs"), ("GET", "/openapi.json"), ("GET", "/nothing"), ("POST", "/mcp"), ("GET", "/mcp")]
+    return [*listed, *undocumented]
 
 
 async def call(
@@ -129,7 +130,7 @@ async def test_each_route_needs_the_role_that_it_says(door: Web):
                 response = await call(door, method, path, headers, run_id="r-1")
                 assert response.status_code == 403
                 assert f"this needs the role {needed}" in response.text
-            elif method == "GET":
+            elif method == "GET" and path != "/mcp":
                 assert (await call(door, method, path, headers, run_id="r-1")).status_code in (200, 404)
 
 
@@ -142,7 +143,7 @@ async def test_a_tenant_sees_nothing_of_another_on_any_route(door: Web):
     assert (await door.get("/runs/acme__r-1", headers=acme))["session_id"] == "acme__talk"
     whole = {"/config/{agent}", "/config/{agent}/history", "/config/{agent}/rollback", "/metrics"}
     shared = {"/agents", "/tickets", "/runs", "/approvals", "/docs", "/openapi.json", "/agents/{name}/run", "/chat"}
-    shared |= {"/v1/models", "/v1/models/{model}", "/v1/chat/completions", "/v1/responses"}
+    shared |= {"/v1/models", "/v1/models/{model}", "/v1/chat/completions", "/v1/responses", "/mcp"}
     for headers in (evil, platform):
         for method, path in await routes(door, platform):
             if path in PUBLIC or path in shared or (path in whole and headers is platform):
