@@ -229,6 +229,16 @@ async def test_copies_of_sealed_runs_are_runs_of_their_own(settings, nc, pool):
         assert await again.result(timeout=10) == EXPECTED
 
 
+async def test_a_debounced_task_is_sealed_for_the_run_that_takes_it(settings, nc, pool):
+    used = with_keys(settings, K1)
+    async with in_process(used, nc, Miner) as platform:
+        said = {"workflow": "below", "debounce_key": "k", "debounce": 0.3}
+        first = await platform.start_run("miner", {"text": "earlier"}, **said)
+        assert await platform.start_run("miner", {"text": CANARY}, **said) == first
+        assert CANARY not in await pool.fetchval("SELECT task::text FROM runs")
+        assert (await until(platform, first, "completed", "blocked"))["output"] == f"{CANARY} was found"
+
+
 async def test_a_value_that_was_moved_to_another_place_is_not_believed(settings, nc, pool):
     used = with_keys(settings, K1)
     async with in_process(used, nc) as platform, Client(used) as client:
