@@ -29,6 +29,7 @@ log = structlog.get_logger(__name__)
 GRACE: Final = 3600.0  # seconds that a payload without a use is kept: somebody may be about to refer to it
 EVERY: Final = 60.0
 PAGE: Final = 500
+PAUSE: Final = 0.05  # seconds between pages: however many there are, Postgres has its hands free
 SLICE: Final = 200_000  # characters of a value in one reply
 AT_ONCE: Final = 4  # large requests that are put together at a time
 _IN_PARTS = re.compile(rb'\s*\{\s*"parts"\s*:')
@@ -111,21 +112,23 @@ class Cleaner:
         while True:
             await asyncio.sleep(EVERY)
             try:
-                await self.clean()
+                await self.clean(pause=PAUSE)
             except CONNECTION_ERRORS as error:
                 log.info("payloads not cleaned", action="payloads.retry", error=type(error).__name__)
 
-    async def clean(self) -> int:
-        """Look at every use and every payload once, a page at a time; how many payloads went."""
+    async def clean(self, *, pause: float = 0.0) -> int:
+        """Look at every use and every payload once, a page at a time, `pause` seconds apart; how many payloads went."""
         run_id = digest = ""
         while (
             last := await self._pool.fetchrow(_SQL["drop_uses"], run_id, digest, self._page, self._grace)
         ) is not None:
             run_id, digest = last["run_id"], last["hash"]
+            await asyncio.sleep(pause)
         digest, gone = "", 0
         while (last := await self._pool.fetchrow(_SQL["drop_payloads"], digest, self._page, self._grace)) is not None:
             digest = last["hash"]
             gone += last["gone"]
+            await asyncio.sleep(pause)
         if gone:
             log.info("payloads deleted", action="payloads.deleted", payloads=gone)
         return gone
