@@ -50,7 +50,8 @@ peers: $(STAMP) ## The same for the engine beside DBOS and LangGraph, which go i
 
 chaos: $(STAMP) ## Kill servers and processes under load, and check that nothing was lost
 	@PERDURE_CHAOS_CHANGES=$${PERDURE_CHAOS_CHANGES:-2000} PERDURE_CHAOS_TAKEOVERS=$${PERDURE_CHAOS_TAKEOVERS:-30} \
-	  PERDURE_CHAOS_TAKEOVER_PAUSE=$${PERDURE_CHAOS_TAKEOVER_PAUSE:-1} $(PYTEST) tests/chaos
+	  PERDURE_CHAOS_TAKEOVER_PAUSE=$${PERDURE_CHAOS_TAKEOVER_PAUSE:-1} PERDURE_ALL_KILLS=1 \
+	  $(PYTEST) tests/chaos tests/integration/test_agent_kills.py
 
 build: $(STAMP) ## Build the wheel into dist/
 	$(PY) -m build --wheel --no-isolation

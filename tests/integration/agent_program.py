@@ -1,6 +1,6 @@
 """A process of the agent `six`: six tools in a row that write into a ledger, killed at the point that the test names.
 
-`KILL_AT=n` kills it (SIGKILL) when the engine reaches a named point for the n-th time.
+`KILL_AT=point/step/n` kills it (SIGKILL) when the engine reaches that point of that step for the n-th time.
 """
 
 from __future__ import annotations
@@ -44,18 +44,19 @@ class Model:
         return ModelReply("", "tools", [ToolRequest("call_0", "write", f'{{"n": {len(told)}}}')])
 
 
-def kill_at(number: int) -> None:
-    """Die, without a word, when a point is reached for the `number`-th time."""
+def kill_at(where: str) -> None:
+    """Die, without a word, at `point/step/n`."""
+    wanted, _, number = where.rpartition("/")
     count = itertools.count(1)
 
-    def hook(_point: str, _run_id: str, _name: str) -> None:
-        if next(count) == number:
+    def hook(point: str, _run_id: str, name: str) -> None:
+        if f"{point}/{name}" == wanted and next(count) == int(number):
             os.kill(os.getpid(), signal.SIGKILL)
 
     points.install(hook)
 
 
 if __name__ == "__main__":
-    if at := int(os.environ.get("KILL_AT", "0")):
+    if at := os.environ.get("KILL_AT"):
         kill_at(at)
     serve(AgentProcess(DurableAgent("six", model=Model(), tools=[write]), Settings()))

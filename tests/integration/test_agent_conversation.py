@@ -5,7 +5,7 @@ import asyncio
 import pytest
 
 from perdure.agent.durable import DurableAgent
-from perdure.errors import InvalidRequest, RunFailed
+from perdure.errors import InvalidRequest, PermanentError, RunFailed
 from perdure.testing.models import ScriptedModel
 from tests.integration.agent_support import configure, load, output, spoken, transcript
 from tests.platform import in_process
@@ -123,7 +123,8 @@ async def test_two_runs_can_never_write_one_session_at_once(settings, nc, pool):
                 await go_on.wait()
             return await ScriptedModel(*(f"to {one['content']}" for one in request.messages[1::2])).complete(request)
 
-    async with in_process(settings, nc, DurableAgent("bob", model=Slow())) as platform:
+    agent = DurableAgent("bob", model=Slow())
+    async with in_process(settings, nc, agent) as platform:
         first = await platform.start_run("bob", "first")
         await began.wait()
         # the first run has no session for the engine to keep in order: its conversation is that of its own id
@@ -133,6 +134,9 @@ async def test_two_runs_can_never_write_one_session_at_once(settings, nc, pool):
             return (await platform.run(second))["status"] in {"waiting", "running"}
 
         await eventually(waits)
+        async with pool.acquire() as connection:
+            with pytest.raises(PermanentError, match="nothing was appended"):
+                await agent.sessions.append(connection, first, second, ["{}"], close=True)
         go_on.set()
         await eventually(lambda: completed(platform, second))
     assert spoken(await transcript(pool, first)) == [

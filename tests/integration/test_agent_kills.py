@@ -13,8 +13,22 @@ from tests.platform import in_process
 from tests.support import eventually
 
 ROOT = Path(__file__).parents[2]
-# Every point of the conversation takes minutes: `make chaos` asks for all, a usual run takes some of them.
-POINTS = range(1, 80) if os.environ.get("PERDURE_ALL_KILLS") else (3, 10, 17, 24, 38, 52)
+STEP = ("step.before", "step.after_effect", "step.before_commit", "step.after_commit")
+TRANSACTION = (*STEP, "transaction.written")
+# Each point of each step of the conversation: seven model calls, six tools, six appends, between claim and end.
+EVERY = [
+    *(f"{point}//1" for point in ("claim.before", "claim.after", "claim.begun", "end.before", "end.after")),
+    *(f"{point}/{name}/1" for name in ("open turn", "close turn") for point in TRANSACTION),
+    *(f"{point}/model/{n}" for n in range(1, 8) for point in STEP),
+    *(f"{point}/tool:write/{n}" for n in range(1, 7) for point in STEP),
+    *(f"{point}/append/{n}" for n in range(1, 7) for point in TRANSACTION),
+]
+# All of them take minutes (PERDURE_ALL_KILLS): a usual run takes one of each kind, all over the conversation.
+SOME = [
+    "transaction.written/open turn/1", "step.after_effect/tool:write/2", "step.before_commit/model/3",
+    "step.after_commit/tool:write/4", "transaction.written/append/6", "step.before/close turn/1",
+]  # fmt: skip
+POINTS = EVERY if os.environ.get("PERDURE_ALL_KILLS") else SOME
 
 
 async def spawn(settings, **more: str) -> asyncio.subprocess.Process:
@@ -39,22 +53,18 @@ async def test_a_conversation_of_six_tools_is_the_same_wherever_its_process_is_k
     processes = []
     async with in_process(settings.model_copy(update={"lease_seconds": 1.0}), nc) as platform:
         try:
-            processes.append(await spawn(settings, KILL_AT=str(at)))
+            processes.append(await spawn(settings, KILL_AT=at))
             run = await platform.start_run("six", "write six lines", session_id="s")
-            killed = asyncio.create_task(processes[0].wait())
-            done = asyncio.create_task(eventually(lambda: over(platform, run), timeout=30))
-            await asyncio.wait({killed, done}, return_when=asyncio.FIRST_COMPLETED)
-            if killed.done():
-                assert killed.result() == -signal.SIGKILL
-                processes.append(await spawn(settings))
-            await done
+            async with asyncio.timeout(30):
+                assert await processes[0].wait() == -signal.SIGKILL
+            processes.append(await spawn(settings))
+            await eventually(lambda: over(platform, run), timeout=30)
             assert (await platform.run(run))["output"] == "line 0, line 1, line 2, line 3, line 4, line 5"
         finally:
             for process in processes:
                 if process.returncode is None:
                     process.terminate()
                     await process.wait()
-            killed.cancel()
     said = await transcript(pool, "s")
     assert results(said) == [f"line {n}" for n in range(6)]
     assert [role for role, _ in spoken(said)] == ["user", "assistant"]

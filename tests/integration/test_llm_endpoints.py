@@ -57,6 +57,15 @@ async def test_the_next_endpoint_answers_when_the_first_one_fails(settings, nc, 
     assert len(main.asked) == 1
 
 
+async def test_a_fallback_speaks_its_own_protocol_whatever_the_first_endpoint_speaks(settings, nc, pool, main, second):
+    main.always(faults.status(500))
+    providers = {"second": {"base_url": second.url, "model": "small", "api": "chat"}}
+    await configure(pool, "bob", llm_providers=providers, llm_fallbacks="second", llm_api="responses")
+    async with in_process(settings, nc, bob()) as platform:
+        assert "As a clerk" in await output(platform, "bob", "hello")
+    assert [main.asked[0].path, second.asked[0].path] == ["/v1/responses", "/v1/chat/completions"]
+
+
 async def test_when_all_fail_the_error_names_each_of_them(settings, nc, pool, main, second):
     main.always(faults.status(401, "first"))
     second.always(faults.status(403, "other"))
