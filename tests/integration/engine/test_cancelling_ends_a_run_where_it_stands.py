@@ -156,11 +156,16 @@ async def test_what_a_run_tidies_up_is_journaled_and_may_take_its_time(stubborn)
 @pytest.mark.parametrize("often", ["straight", "lost after each row"])
 async def test_branches_tidy_up_before_what_waits_for_them_does(stubborn, often):
     platform, process = stubborn
-    process.agent.tidied.set()
     run_id = await start(platform, process, "tidy_in_branches")
     await eventually(lambda: process.worker.steps_running == 3)
     with losing(process) if often != "straight" else contextlib.nullcontext():
+        if often != "straight":
+            process.agent.tidied.set()
         await platform.request("run.cancel", {"run_id": run_id})
+        if often == "straight":
+            await eventually(process.agent.tidying.is_set)
+            await eventually(lambda: process.worker.steps_running == 2, message="the inner branches alone tidy up")
+            process.agent.tidied.set()
         run = await until(platform, run_id, "cancelled", "blocked", timeout=20)
     names = [step["name"] for step in run["steps"]]
     assert sorted(names[1:3]) == ["unbook a", "unbook b"]
