@@ -75,7 +75,8 @@ async def _waiting(client: Client) -> Counter[str]:
 def _table(there: Sequence[Replica], absent: dict[str, int]) -> Table:
     table = Table(box=None, pad_edge=False)
     for column in ("agent", "instance", "health", "config", "version", "started"):
-        table.add_column(column, no_wrap=True)
+        # a narrow terminal folds the instance: the other columns say who is there, and how
+        table.add_column(column, no_wrap=column != "instance", overflow="fold")
     table.add_column("note", overflow="fold")
     for replica in there:
         table.add_row(
