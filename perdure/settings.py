@@ -91,6 +91,7 @@ class Settings(BaseSettings):
     gateway_secret: str | None = Field(None, repr=False, description="under which keys are hashed; else a file in home")
     gateway_rate_limit: int | None = Field(None, ge=1, description="requests a minute of a key that has no limit")
     gateway_origins: str = Field("", description="sites whose pages may call, between commas; empty for none")
+    gateway_public_url: str | None = Field(None, description="where clients reach it, when that is another address")
     gateway_jwt_issuer: str | None = None
     gateway_jwt_audience: str | None = None
     gateway_jwks_url: str | None = None

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, ClassVar
 import structlog
 
 from perdure.agent.base import BaseAgent, Resources
+from perdure.agent.description import description_of
 from perdure.agent.intake import Triggers
 from perdure.bus.service import Service
 from perdure.config.callbacks import call_back
@@ -77,6 +78,10 @@ class AgentProcess(Service):
         """What discovery shows: the agent and the configuration revision it stands on."""
         revision = str(self._config.snapshot.revision) if self._config and self._agent else ""
         return {**super().metadata(), "agent": self.name, "config_revision": revision}
+
+    def describe(self) -> str:
+        """What discovery says of the agent: its docstring, or its persona."""
+        return description_of(self.agent) or self.description
 
     async def on_start(self) -> None:
         """Fetch, build, register, work."""

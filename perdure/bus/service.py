@@ -81,6 +81,10 @@ class Service:
         """The name in `$SRV` and in Consul (for an agent: the agent's): letters, digits, `_` and `-`."""
         return self.service_name
 
+    def describe(self) -> str:
+        """What discovery says of this service."""
+        return self.description
+
     def metadata(self) -> dict[str, str]:
         """What `$SRV` and Consul show beside the name; an agent adds `agent` and `config_revision`."""
         return {"process": os.environ.get("PERDURE_PROCESS") or self.name, "instance": self.instance_id}
@@ -201,7 +205,7 @@ class Service:
             name=self.name,
             instance_id=self.instance_id,
             version=self.version,
-            description=self.description,
+            description=self.describe(),
             metadata=self.metadata,
             endpoints=self.endpoints,
         )

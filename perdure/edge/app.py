@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Final
 
 from fastapi import APIRouter, Depends, FastAPI
 from fastapi.openapi.utils import get_openapi
@@ -30,6 +30,10 @@ DESCRIPTION = """\
 Start, follow and steer runs, talk with agents, change their configuration. Lists take `limit` and `cursor` and return
 `next_cursor`. Errors are problem details (RFC 9457) with a `code` that is the same on NATS. Every answer has
 `X-Request-Id`."""
+ALLOWED: Final = (
+    *("Authorization", "Content-Type", "Idempotency-Key", "Last-Event-ID", "Prefer"),
+    *("Mcp-Protocol-Version", "Mcp-Session-Id", "Mcp-Method", "Mcp-Name"),
+)
 
 
 def create_app(door: Door, *, version: str = "0") -> FastAPI:
@@ -57,7 +61,7 @@ def create_app(door: Door, *, version: str = "0") -> FastAPI:
             CORSMiddleware,
             allow_origins=sorted(allowed),
             allow_methods=["*"],
-            allow_headers=["Authorization", "Content-Type", "Idempotency-Key", "Last-Event-ID", "Prefer"],
+            allow_headers=ALLOWED,
             expose_headers=["X-Request-Id", "Retry-After", "Preference-Applied", "ETag"],
         )
     app.openapi = lambda: _document(app)  # type: ignore[method-assign]  # the way FastAPI documents

@@ -10,6 +10,7 @@ from fastapi import Request
 from nats.aio.client import Client as Nats
 from redis.asyncio import Redis
 
+from perdure.agent.registry import live_agents
 from perdure.client import Client
 from perdure.edge.callers import Caller
 from perdure.edge.gate import Gate
@@ -53,6 +54,14 @@ class Door:
             raise NotFound(f"this serves agent {self.only} alone")
         caller.need_agent(name)
         return name
+
+    async def agents(self, caller: Caller) -> list[dict[str, Any]]:
+        """The agents with live processes that this door shows the caller: `agent`, `replicas`, `since`; by name."""
+        return [
+            each
+            for each in await live_agents(self.pool)
+            if caller.uses(each["agent"]) and self.only in (None, each["agent"])
+        ]
 
     async def look(self, caller: Caller, run_id: str) -> dict[str, Any]:
         """A run without its steps. Raises `NotFound`, also for one that the caller may not see."""

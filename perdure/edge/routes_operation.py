@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from fastapi import APIRouter, Request, Response
 
-from perdure.agent.registry import live_agents
 from perdure.edge import metrics, models
 from perdure.edge.door import door_of
 from perdure.edge.replies import Cursor, Limit, reply
@@ -53,8 +52,8 @@ async def list_agents(request: Request, caller: Viewer, limit: Limit = 500, curs
         raise InvalidRequest("parameter 'cursor': give the next_cursor of the page before, unchanged")
     found = [
         {"name": each["agent"], "replicas": each["replicas"], "since": each["since"]}
-        for each in await live_agents(door.pool)
-        if caller.uses(each["agent"]) and door.only in (None, each["agent"]) and each["agent"] > (cursor or "")
+        for each in await door.agents(caller)
+        if each["agent"] > (cursor or "")
     ]
     following = found[limit - 1]["name"] if len(found) > limit else None
     return reply({"agents": found[:limit], "next_cursor": following})

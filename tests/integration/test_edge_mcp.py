@@ -1,86 +1,239 @@
-"""The official client of the Model Context Protocol against the gateway."""
+"""The official client of MCP against the gateway."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+import traceback
 from contextlib import asynccontextmanager
 from typing import Any
 
 import httpx2
 import mcp
+import pytest
 from mcp.client.streamable_http import streamable_http_client
 
 from perdure.agent.base import BaseAgent
 from perdure.edge import keys
-from perdure.engine import Context, StepContext, workflow
-from tests.edge_support import Web, web
+from perdure.edge.keys import pepper
+from perdure.engine import Context, Retry, StepContext, workflow
+from tests.edge_support import Web, problem, web
 from tests.platform import in_process
+from tests.support import eventually
 
 
-class Adder(BaseAgent):
-    name = "adder"
+class Clerk(BaseAgent):
+    """Doubles numbers, and waits when it is told to.
+
+    What stands here is for readers of the code.
+    """
+
+    name = "clerk"
 
     @workflow
-    async def run(self, ctx: Context, task: str) -> dict:
-        first, second = task.split("+")
-        return {"sum": await ctx.step("add", self.add, int(first), int(second)), "session": ctx.session_id}
+    async def run(self, ctx: Context, task: Any) -> Any:
+        if isinstance(task, str):
+            return f"heard {task} in {ctx.session_id}"
+        doubled = await ctx.step("double", self.double, task["n"])
+        if task.get("wait"):
+            await ctx.wait_signal("go")
+        if task.get("breaks"):
+            await ctx.step("break", self.broken, retry=Retry(max_attempts=1))
+        return {"doubled": doubled}
 
-    async def add(self, first: int, second: int, step: StepContext) -> int:
-        await step.progress(0.5, "adding")
-        return first + second
+    async def double(self, n: int, step: StepContext) -> int:
+        await step.progress(0.5, "half of it")
+        return n * 2
+
+    async def broken(self) -> None:
+        raise ValueError("no such luck")
 
 
-class Secret(Adder):
-    name = "secret"
+class Other(BaseAgent):
+    name = "other"
+
+    @workflow
+    async def run(self, ctx: Context, task: Any) -> Any:
+        return task
+
+
+@pytest.fixture
+async def door(settings, nc):
+    async with in_process(settings, nc, Clerk, Other) as platform, web(settings, platform) as made:
+        yield made
+
+
+async def key(door: Web, **said: Any) -> str:
+    under = await asyncio.to_thread(pepper, door.gateway.settings)
+    return (await keys.create(door.gateway.pool, under, **{"name": "test", "role": "operator", **said})).key
 
 
 @asynccontextmanager
-async def client(door: Web, key: str | None = None) -> AsyncIterator[mcp.Client]:
-    headers = {} if key is None else {"Authorization": f"Bearer {key}"}
+async def client(door: Web, bearer: str | None = None, **said: Any):
+    headers = {"Authorization": f"Bearer {bearer}"} if bearer else {}
     async with httpx2.AsyncClient(headers=headers, timeout=30, trust_env=False) as http:
         transport = streamable_http_client(f"{door.gateway.server.url}/mcp", http_client=http)
-        async with mcp.Client(transport) as made:
+        async with mcp.Client(transport, **said) as made:
             yield made
 
 
-async def test_agents_are_tools_whose_calls_are_runs_with_progress(settings, nc):
-    async with in_process(settings, nc, Adder) as platform, web(settings, platform) as door:
-        told: list[str | None] = []
-
-        async def progress(_done: float, _total: float | None, message: str | None) -> None:
-            told.append(message)
-
-        async with client(door) as made:
-            tools = (await made.list_tools()).tools
-            assert [tool.name for tool in tools] == ["adder"]
-            assert tools[0].input_schema["required"] == ["task"]
-            said: Any = await made.call_tool("adder", {"task": "2+3", "session_id": "talk"}, progress_callback=progress)
-            assert (said.is_error, said.structured_content) == (False, {"sum": 5, "session": "talk"})
-            assert "tool.progress adding" in told
-            assert "step.completed add" in told
-            wrong: Any = await made.call_tool("adder", {"task": "two"})
-            assert wrong.is_error
-            assert "run_failed" in wrong.content[0].text
-            assert (await made.call_tool("nobody", {"task": "1+1"})).is_error
-            assert (await made.call_tool("adder", {"task": ""})).is_error
+async def status_of(door: Web, run_id: str, **more: Any) -> str:
+    return (await door.get(f"/runs/{run_id}", **more))["status"]
 
 
-async def test_a_key_reaches_by_mcp_what_it_reaches_elsewhere(settings, nc):
-    async with in_process(settings, nc, Adder, Secret) as platform, web(settings, platform) as door:
-        under = await asyncio.to_thread(keys.pepper, door.gateway.settings)
+@pytest.mark.parametrize("mode", ["auto", "legacy"])
+async def test_agents_are_tools_and_a_call_is_a_durable_run(door: Web, mode: str):
+    async with client(door, mode=mode) as mcp_client:
+        tools = {tool.name: tool for tool in (await mcp_client.list_tools()).tools}
+        assert set(tools) == {"clerk", "other"}
+        assert tools["clerk"].description == "Doubles numbers, and waits when it is told to."
+        told: list[tuple[float, str | None]] = []
 
-        async def key(**said: Any) -> str:
-            return (await keys.create(door.gateway.pool, under, name="test", **said)).key
+        async def progress(done: float, _total: float | None, text: str | None) -> None:
+            told.append((done, text))
 
-        async with client(door, await key(tenant="acme", agents=["adder"])) as made:
-            assert [tool.name for tool in (await made.list_tools()).tools] == ["adder"]
-            said: Any = await made.call_tool("adder", {"task": "2+3", "session_id": "talk"})
-            assert said.structured_content["session"] == "acme__talk"
-            refused: Any = await made.call_tool("secret", {"task": "2+3"})
-            assert refused.is_error
-            assert "forbidden" in refused.content[0].text
-        async with client(door, await key(role="viewer")) as made:
-            refused = await made.call_tool("adder", {"task": "2+3"})
-            assert "operator" in refused.content[0].text
-        assert (await door.http.post("/mcp", json={})).status_code == 401
+        said = {"task": {"n": 21}, "run_id": "mine"}
+        result = await mcp_client.call_tool("clerk", said, progress_callback=progress)
+        assert (result.is_error, result.structured_content) == (False, {"doubled": 42})
+        assert result.content[0].text == '{"doubled":42}'
+        assert result.meta["perdure.run_id"] == "mine"
+        assert [text for _, text in told] == ["50% half of it", "double is done"]
+        assert [done for done, _ in told] == [1, 2]
+        again = await mcp_client.call_tool("clerk", said)
+        assert again.structured_content == {"doubled": 42}
+        assert [run["run_id"] for run in (await door.get("/runs"))["runs"]] == ["mine"]
+        text = await mcp_client.call_tool("clerk", {"prompt": "hello", "session_id": "talk"})
+        assert (text.content[0].text, text.structured_content) == ("heard hello in talk", None)
+    assert 'route="/mcp",status="200"' in (await door.http.get("/metrics")).text
+
+
+async def test_a_client_that_lets_go_of_a_call_cancels_its_run(door: Web):
+    async with client(door) as mcp_client:
+        call = asyncio.create_task(
+            mcp_client.call_tool("clerk", {"task": {"n": 1, "wait": True}, "run_id": "w-1"}, progress_callback=_nothing)
+        )
+
+        async def waits() -> bool:
+            runs = (await door.get("/runs"))["runs"]
+            return [run["status"] for run in runs] == ["waiting"]
+
+        await eventually(waits)
+        assert door.gateway.door.load.streams == 1
+        call.cancel()
+        await asyncio.gather(call, return_exceptions=True)
+
+        async def cancelled() -> bool:
+            return await status_of(door, "w-1") == "cancelled"
+
+        await eventually(cancelled)
+        await eventually(lambda: door.gateway.door.load.streams == 0)
+        after = await mcp_client.call_tool("other", {"prompt": "still here"})
+        assert after.content[0].text == "still here"
+
+
+async def test_a_gateway_that_stops_cancels_nothing_and_another_one_gives_the_result(door: Web, settings, nc):
+    said = {"task": {"n": 2, "wait": True}, "run_id": "w-2"}
+    public = "https://agents.example.com"
+    async with web(settings, gateway_public_url=public) as second, client(second) as mcp_client:
+        call = asyncio.create_task(mcp_client.call_tool("clerk", said))
+
+        async def waits() -> bool:
+            return [run["status"] for run in (await door.get("/runs"))["runs"]] == ["waiting"]
+
+        await eventually(waits)
+        second.gateway.door.stopping.set()
+        result = await call
+        assert result.is_error
+        assert result.structured_content["code"] == "unavailable"
+        assert "w-2" in result.content[0].text
+    async with client(door) as mcp_client:
+        early = await mcp_client.call_tool("clerk", {**said, "wait": 0.05})
+        assert early.structured_content["run_id"] == "w-2"
+        assert early.structured_content["status"] in ("waiting", "running")
+        await door.post("/runs/w-2/signal/go")
+        assert (await mcp_client.call_tool("clerk", said)).structured_content == {"doubled": 4}
+
+
+async def test_what_goes_wrong_is_an_error_that_the_model_can_read(door: Web):
+    wrong = [
+        ("clerk", {"task": {"n": 1, "breaks": True}}, "run_failed", "no such luck"),
+        ("clerk", {}, "invalid_request", "'prompt'"),
+        ("clerk", {"prompt": "a", "task": 1}, "invalid_request", "'prompt'"),
+        ("clerk", {"prompt": "a", "odd": 1}, "invalid_request", "'odd'"),
+        ("clerk", {"prompt": "a", "run_id": "a b"}, "invalid_request", "'run_id'"),
+        ("clerk", {"prompt": "a\0"}, "invalid_request", "U+0000"),
+        ("nobody", {"prompt": "a"}, "not_found", "nobody"),
+        ("no.body", {"prompt": "a"}, "invalid_request", "agent name"),
+    ]
+    async with client(door) as mcp_client:
+        for tool, said, code, text in wrong:
+            result = await mcp_client.call_tool(tool, said)
+            assert (result.is_error, result.structured_content["code"]) == (True, code), (tool, said, result)
+            assert text in result.content[0].text
+        taken = {"prompt": "one", "run_id": "taken"}
+        assert not (await mcp_client.call_tool("clerk", taken)).is_error
+        other = await mcp_client.call_tool("clerk", {**taken, "prompt": "two"})
+        assert other.structured_content["code"] == "conflict"
+
+
+LIST = {"jsonrpc": "2.0", "id": 1, "method": "tools/list", "params": {}}
+ACCEPTS = {"Accept": "application/json, text/event-stream"}
+
+
+async def test_the_door_is_behind_the_guard(settings, nc):
+    async with in_process(settings, nc, Clerk, Other) as platform, web(settings, platform, max_payload=100_000) as door:
+        open_to_all = await door.http.post("/mcp", json=LIST, headers=ACCEPTS)
+        assert open_to_all.status_code == 200
+        strange = await door.http.post("/mcp", json=LIST, headers={**ACCEPTS, "Host": "evil.example"})
+        problem(strange, "forbidden", 403)
+        large = await door.http.post("/mcp", content=b'{"a":"' + b"x" * 200_000, headers=ACCEPTS)
+        problem(large, "too_large", 413)
+        acme = await key(door, tenant="acme")
+        evil = await key(door, tenant="evil")
+        viewer = await key(door, role="viewer")
+        narrow = await key(door, agents=["other"])
+        slow = await key(door, rate_limit=1)
+        for headers in ({}, {"Authorization": "Bearer perdure_x_y"}):
+            problem(await door.http.post("/mcp", json=LIST, headers={**ACCEPTS, **headers}), "unauthorized", 401)
+        rebound = {**ACCEPTS, "Authorization": f"Bearer {acme}", "Host": "evil.example"}
+        assert (await door.http.post("/mcp", json=LIST, headers=rebound)).status_code == 421
+        with pytest.raises((ExceptionGroup, mcp.MCPError)) as refused:
+            async with client(door):
+                pass
+        assert "error response" in "".join(traceback.format_exception(refused.value))
+        async with client(door, acme) as mcp_client:
+            ours = await mcp_client.call_tool("clerk", {"prompt": "ours", "run_id": "r-1", "session_id": "talk"})
+            assert ours.meta["perdure.run_id"] == "acme__r-1"
+            assert ours.content[0].text == "heard ours in acme__talk"
+        async with client(door, evil) as mcp_client:
+            # the ids of another tenant are names like any other here, of runs of one's own
+            theirs = await mcp_client.call_tool("clerk", {"prompt": "ours", "run_id": "acme__r-1"})
+            assert theirs.meta["perdure.run_id"] == "evil__acme__r-1"
+        async with client(door, viewer) as mcp_client:
+            assert len((await mcp_client.list_tools()).tools) == 2
+            refused = await mcp_client.call_tool("clerk", {"prompt": "x"})
+            assert refused.structured_content["code"] == "forbidden"
+        async with client(door, narrow) as mcp_client:
+            assert [tool.name for tool in (await mcp_client.list_tools()).tools] == ["other"]
+            refused = await mcp_client.call_tool("clerk", {"prompt": "x"})
+            assert refused.structured_content["code"] == "forbidden"
+        many = [
+            await door.http.post("/mcp", json=LIST, headers={**ACCEPTS, "Authorization": f"Bearer {slow}"})
+            for _ in range(11)
+        ]
+        problem(many[-1], "rate_limited", 429)
+
+
+async def test_a_revoked_key_ends_a_call_and_not_its_run(settings, nc):
+    async with in_process(settings, nc, Clerk) as platform, web(settings, platform, gateway_heartbeat=0.05) as door:
+        bearer = await key(door)
+        async with client(door, bearer) as mcp_client:
+            call = asyncio.create_task(mcp_client.call_tool("clerk", {"task": {"n": 1, "wait": True}, "run_id": "k-1"}))
+            await eventually(lambda: door.gateway.door.load.streams == 1)
+            await keys.revoke(door.gateway.pool, bearer)
+            assert (await call).structured_content["code"] == "unauthorized"
+        run = await platform.run("k-1")
+        assert run["status"] not in ("cancelled", "completed")
+
+
+async def _nothing(*_said: Any) -> None:
+    """A callback, so that the call asks for progress."""
