@@ -29,6 +29,7 @@ WORK: Final = "work"
 PROCESS: Final = "process"
 QUEUE_LIST: Final = "queue.list"
 QUEUE_LOOK: Final = "queue.look"
+TIMER_SOON: Final = "timer.soon"
 SCHEDULE: Final = "schedule"
 HEALTH: Final = "health"
 

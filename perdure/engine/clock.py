@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import asyncio
 from datetime import UTC, datetime
-from typing import Protocol
+from typing import Final, Protocol
+
+TIMER_SOON: Final = 0.5
+"""Seconds between the scheduler's looks at timers: of those that are due before that, it is told."""
 
 
 class Clock(Protocol):

@@ -18,7 +18,7 @@ from perdure import subjects
 from perdure.bus.pull import PullConsumer
 from perdure.engine import control, runs
 from perdure.engine.claims import Claims
-from perdure.engine.clock import Clock, SystemClock
+from perdure.engine.clock import TIMER_SOON, Clock, SystemClock
 from perdure.engine.codec import encode
 from perdure.engine.definition import WorkflowDefinition
 from perdure.engine.entries import Entry
@@ -347,6 +347,8 @@ class Worker:
                     self._place_is_free(execution.run.queue)
                 if entry.woken or entry.move.status == "pending":
                     self.wake(execution.run_id, self.agent_name)
+                elif entry.move.wake_at is not None:
+                    self._timer_was_set(entry.move.wake_at)
                 elif entry.move.end_seq is not None:
                     ended.append(execution)
                     if entry.joined or execution.run.parent_run_id is not None:
@@ -371,6 +373,10 @@ class Worker:
     def wake(self, run_id: str, agent: str) -> None:
         """Send a wake-up; a lost one is repeated by the sweeper."""
         self.events.publish(subjects.work(agent), run_id.encode())
+
+    def _timer_was_set(self, due_at: datetime) -> None:
+        if (due_at - self.clock.now()).total_seconds() < TIMER_SOON:
+            self.events.publish(subjects.TIMER_SOON, b"")
 
     def _place_is_free(self, queue: str) -> None:
         """A run of `queue` runs no longer here: the next may, here or, as the scheduler finds out, elsewhere."""

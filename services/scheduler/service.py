@@ -51,6 +51,7 @@ class Scheduler(Service):
         queues = Queues(self.pool, self.nats, self._clock)
         self.spawn(acceptor.run, name="accept")
         self.spawn(asks.run, name="asks")
+        await self._sweeper.open()
         self.spawn(self._sweeper.run_timers, name="timers")
         self.spawn(self._sweeper.run_outbox, name="outbox")
         self.spawn(reaper.run, name="reaper")

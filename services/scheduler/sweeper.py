@@ -8,9 +8,11 @@ from datetime import UTC, datetime, timedelta
 
 import structlog
 from nats.aio.client import Client
+from nats.aio.msg import Msg
 
+from perdure import subjects
 from perdure.engine import control, queues, runs
-from perdure.engine.clock import Clock
+from perdure.engine.clock import TIMER_SOON, Clock
 from perdure.engine.points import reach
 from perdure.settings import Settings
 from perdure.store.postgres import Pool
@@ -21,8 +23,7 @@ _SQL = load_queries("engine.sql")
 log = structlog.get_logger(__name__)
 
 BATCH = 1000
-TIMER_EVERY = 0.05  # seconds between looks while some timer is near
-TIMER_FAR = 0.5  # and while none is
+TIMER_PAUSE = 0.01  # seconds between looks for due timers, at least
 
 
 class Sweeper:
@@ -34,20 +35,35 @@ class Sweeper:
         self._settings = settings
         self._clock = clock
         self._hurry = asyncio.Event()
+        self._sooner = asyncio.Event()
         self._ends = UntoldEnds(pool, nats)
 
     def hurry(self) -> None:
         """Sweep now: wake-ups were probably lost."""
         self._hurry.set()
 
+    async def open(self) -> None:
+        """Hear of timers that are due before the next look."""
+        await self._nats.subscribe(subjects.TIMER_SOON, cb=self._heard)
+
+    async def _heard(self, _message: Msg) -> None:
+        self._sooner.set()
+
     async def run_timers(self) -> None:
-        """Wake the runs whose `wake_at` is past, until cancelled."""
+        """Wake the runs whose `wake_at` is past, until cancelled.
+
+        It sleeps until the first timer is due. One that was set meanwhile is seen at the next look, `TIMER_SOON`
+        seconds later; processes tell of those that are due before that.
+        """
         while True:
-            while (woken := await self.wake_due()) == BATCH:
+            self._sooner.clear()
+            while await self.wake_due() == BATCH:
                 pass
-            first = await self._pool.fetchval(_SQL["next_timer"]) if not woken else None
-            near = first is not None and (first - self._clock.now()).total_seconds() < TIMER_FAR
-            await asyncio.sleep(TIMER_EVERY if woken or near else TIMER_FAR)
+            first = await self._pool.fetchval(_SQL["next_timer"])
+            left = TIMER_SOON if first is None else (first - self._clock.now()).total_seconds()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(min(max(left, TIMER_PAUSE), TIMER_SOON)):
+                    await self._sooner.wait()
 
     async def wake_due(self) -> int:
         """Wake up to 1,000 due runs; how many there were."""
