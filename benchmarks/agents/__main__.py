@@ -21,7 +21,7 @@ from rich.console import Console
 from rich.table import Table
 
 from perdure.embedded.platform import Platform
-from perdure.embedded.processes import SERVICES, ProcessSpec
+from perdure.embedded.processes import CORE, ProcessSpec
 from perdure.settings import Settings
 
 HERE = Path(__file__).parent
@@ -84,8 +84,8 @@ async def main() -> None:
         os.environ.pop(name, None)
     with tempfile.TemporaryDirectory(prefix="perdure-bench-") as home:
         settings = Settings(home=Path(home))
-        spec = ProcessSpec("agent-talker", (str(HERE / "talker.py"),), tuple(each.name for each in SERVICES))
-        async with Platform(settings, processes=(*SERVICES, spec), free_ports=True, offline=True) as platform:
+        spec = ProcessSpec("agent-talker", (str(HERE / "talker.py"),), tuple(each.name for each in CORE))
+        async with Platform(settings, processes=(*CORE, spec), free_ports=True, offline=True) as platform:
             nc = await nats.connect(platform.urls.nats_url)
             database = await asyncpg.connect(platform.urls.database_url)
             await talk(nc, "warm", 4, 40)

@@ -25,7 +25,7 @@ from rich.table import Table
 from benchmarks.engine.load import Measured, measure
 from benchmarks.engine.peers import Peer, measure_peers
 from perdure.embedded.platform import Platform
-from perdure.embedded.processes import SERVICES, ProcessSpec
+from perdure.embedded.processes import CORE, ProcessSpec
 from perdure.settings import Settings
 
 HERE = Path(__file__).parent
@@ -43,8 +43,8 @@ async def main(peers_python: Path | None) -> None:
     peers: list[Peer] = []
     with tempfile.TemporaryDirectory(prefix="perdure-bench-") as home:
         settings = Settings(home=Path(home))
-        bench = ProcessSpec("agent-bench", (str(HERE / "agent.py"),), tuple(each.name for each in SERVICES))
-        async with Platform(settings, processes=(*SERVICES, bench), free_ports=True, offline=False) as platform:
+        bench = ProcessSpec("agent-bench", (str(HERE / "agent.py"),), tuple(each.name for each in CORE))
+        async with Platform(settings, processes=(*CORE, bench), free_ports=True, offline=False) as platform:
             state = platform.state
             pid = next(part.running.pid for part in state.parts if part.name == "agent-bench" and part.running)
             environment = {**os.environ, **platform.urls.environment()}

@@ -23,6 +23,7 @@ from perdure.errors import Unavailable
 from perdure.store.vault import Vault
 
 SILENCE: Final = 1.0  # seconds without an event, after which the run is looked at
+LONGEST_SILENCE: Final = 15.0  # the same, for a run of which nothing new was found the last times
 LAST_WORDS: Final = 0.2  # the same, once the run is known to have ended: its last event may be under way
 PENDING: Final = 4096  # events that wait for a slow reader; past that he is told from the stream and the journal
 PENDING_BYTES: Final = 8 * 1024 * 1024
@@ -99,14 +100,18 @@ class _Watch:
             return
         for each in late:
             yield each
+        silence = SILENCE
         while True:
             try:
-                data = (await live.next_msg(timeout=LAST_WORDS if self._ended else SILENCE)).data
+                data = (await live.next_msg(timeout=LAST_WORDS if self._ended else silence)).data
             except TimeoutError:
                 source = self._after_silence()
+                silence = max(SILENCE, min(silence * 2, LONGEST_SILENCE))
             else:
                 source = self._arrived(data)
+                silence = SILENCE
             async for event in self._whole(source):
+                silence = SILENCE
                 yield event
                 if await self._is_last(event):
                     return
