@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections import OrderedDict
 from typing import Any, Final
@@ -17,6 +18,7 @@ log = structlog.get_logger(__name__)
 
 BURST: Final = 0.1  # of a minute's requests may come at once, and at least ten
 REMEMBERED: Final = 10_000
+AT_A_TIME: Final = 32  # commands; past the connections of its pool Redis would count as away
 # KEYS[1] when the next request is due, in microseconds; ARGV: the time between two, how far they may run ahead.
 # Gives how long to wait: 0 when the request may go. A refused request takes no place.
 _TAKE: Final = """
@@ -38,6 +40,7 @@ class Limits:
     def __init__(self, redis: Redis) -> None:
         self._redis = redis
         self._script: Any = redis.register_script(_TAKE)
+        self._few = asyncio.Semaphore(AT_A_TIME)
         self._alone: OrderedDict[str, float] = OrderedDict()
 
     async def take(self, who: str, per_minute: int) -> None:
@@ -46,7 +49,8 @@ class Limits:
         ahead = gap * (max(10.0, per_minute * BURST) - 1)
         try:
             key = key_of(self._redis, f"perdure:http-rate:{who}")
-            waited = await self._script(keys=[key], args=[int(gap * 1e6), int(ahead * 1e6)])
+            async with self._few:
+                waited = await self._script(keys=[key], args=[int(gap * 1e6), int(ahead * 1e6)])
             wait = float(waited) / 1e6
         except (RedisError, OSError) as error:
             log.warning("each gateway counts alone", action="limits.alone", error=type(error).__name__)

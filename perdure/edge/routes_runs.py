@@ -145,6 +145,8 @@ async def signal_run(
     key: IdempotencyKey = None,
 ) -> Response:
     """Send a signal; it is kept until the run waits for it. The same `Idempotency-Key` again counts once."""
+    if isinstance(payload, bytes):  # what was not sent as JSON
+        raise InvalidRequest("the body must be JSON, sent as application/json, or nothing")
     if name.startswith("approval:"):
         raise InvalidRequest("signals named approval:… are decisions: POST /runs/{run_id}/approvals/{call_id}")
     door = door_of(request)

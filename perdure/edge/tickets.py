@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import secrets
 from dataclasses import asdict
@@ -16,6 +17,7 @@ from perdure.errors import Unauthorized, Unavailable
 from perdure.store.redis import key_of
 
 LIVES: Final = 60  # seconds
+AT_A_TIME: Final = 16  # commands; past the connections of its pool Redis would count as away
 
 
 class Tickets:
@@ -23,13 +25,15 @@ class Tickets:
 
     def __init__(self, redis: Redis) -> None:
         self._redis = redis
+        self._few = asyncio.Semaphore(AT_A_TIME)
 
     async def give(self, caller: Caller) -> str:
         """A ticket that lets its holder read as `caller`, once. Raises `Unavailable`."""
         ticket = secrets.token_urlsafe(32)
         said = asdict(caller) | {"agents": None if caller.agents is None else sorted(caller.agents)}
         try:
-            await self._redis.set(self._key(ticket), orjson.dumps(said), ex=LIVES)
+            async with self._few:
+                await self._redis.set(self._key(ticket), orjson.dumps(said), ex=LIVES)
         except (RedisError, OSError):
             raise Unavailable("no tickets can be given now, Redis is away; ask again") from None
         return ticket
@@ -37,7 +41,8 @@ class Tickets:
     async def take(self, ticket: str) -> Caller:
         """Whose ticket it is; it is of no more use then. Raises `Unauthorized`, `Unavailable`."""
         try:
-            said = await self._redis.getdel(self._key(ticket))
+            async with self._few:
+                said = await self._redis.getdel(self._key(ticket))
         except (RedisError, OSError):
             raise Unavailable("tickets cannot be checked now, Redis is away; ask again") from None
         if said is None:

@@ -37,6 +37,9 @@ from services.scheduler.payloads import Payloads
 MOMENT: Final = 0.5  # seconds that a request waits for a process to do what it was asked
 
 
+LONGEST_CURSOR = 19  # characters: a turn is a bigint
+
+
 class RunRequests:
     """One method a request."""
 
@@ -87,10 +90,9 @@ class RunRequests:
     async def list(self, request: Request) -> dict[str, Any]:
         """`run.list`: runs, newest first, and the cursor of the next page."""
         said = parse(RunList, request.data)
-        try:
-            before = None if said.cursor is None else int(said.cursor)
-        except ValueError:
-            raise InvalidRequest("field 'cursor': give the next_cursor of the page before, unchanged") from None
+        if said.cursor is not None and not (said.cursor.isdecimal() and len(said.cursor) < LONGEST_CURSOR):
+            raise InvalidRequest("field 'cursor': give the next_cursor of the page before, unchanged")
+        before = None if said.cursor is None else int(said.cursor)
         found, cursor = await runs.list_runs(
             self._pool,
             agent=said.agent,
