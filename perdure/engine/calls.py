@@ -207,7 +207,9 @@ class Call(Generic[T]):
         await self.execution.host.clock.sleep_until(due_at)
         self.task = None
         self.due_at = None
-        if not self.done and not self.abandoned and not self.execution.pausing:
+        # Of a run that is on its way out, the scheduler takes care: what began here could not be journaled any more.
+        out = self.execution.pausing or self.execution.leaving
+        if not self.done and not self.abandoned and not out:
             reach("timer.due", self.execution.run_id, self.name)
             self.on_due()
 

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from perdure.agent.base import BaseAgent
-from perdure.engine import Context, workflow
+from perdure.engine import Context, Retry, StepContext, workflow
+from perdure.engine.entries import Entry
+from perdure.engine.journal import Journal
 from tests.engine_support import until
 from tests.platform import in_process
+from tests.support import eventually
 
 
 class Sleeper(BaseAgent):
@@ -31,3 +35,44 @@ async def test_a_timer_that_is_due_later_is_found_by_looking(settings, nc, monke
     async with in_process(settings, nc, Sleeper) as platform:
         run_id = await platform.start_run("sleeper", {"seconds": 1.0})
         assert (await until(platform, run_id, "completed"))["output"] == 1.0
+
+
+class Flaky(BaseAgent):
+    name = "flaky"
+
+    @workflow
+    async def run(self, ctx: Context, task: Any) -> int:
+        return await ctx.step("try", self.attempt, retry=Retry(max_attempts=2, delay=0.3, jitter=False))
+
+    async def attempt(self, step: StepContext) -> int:
+        tried.append(step.attempt)
+        if step.attempt == 1:
+            raise OSError("not yet")
+        return step.attempt
+
+
+tried: list[int] = []
+
+
+async def test_a_timer_that_fires_while_its_run_leaves_memory_begins_nothing(settings, nc, monkeypatch):
+    tried.clear()
+    held: list[tuple[Journal, Entry]] = []
+    add = Journal.add
+
+    def slow(journal: Journal, entry: Entry) -> None:
+        if entry.move is not None and entry.move.status == "waiting":
+            held.append((journal, entry))
+        else:
+            add(journal, entry)
+
+    monkeypatch.setattr(Journal, "add", slow)
+    async with in_process(settings, nc, Flaky) as platform:
+        platform.services[-1].worker.linger = 0.0
+        run_id = await platform.start_run("flaky", None)
+        await eventually(lambda: held)
+        _, waits = held[0]
+        await eventually(lambda: datetime.now(UTC) > waits.move.wake_at + timedelta(seconds=0.1))
+        monkeypatch.setattr(Journal, "add", add)
+        add(*held[0])
+        assert (await until(platform, run_id, "completed"))["output"] == 2
+    assert tried == [1, 2]

@@ -250,6 +250,7 @@ async def test_an_end_while_nats_was_away_is_told_when_it_is_back(ending, pool):
     assert await pool.fetchval("SELECT count(*) FROM runs WHERE process_id = $1", process.worker.process_id) == 1
 
 
+@pytest.mark.in_memory
 async def test_a_run_that_needs_review_is_told_to_whoever_waits(ending, nc):
     ended = await nc.subscribe("run.ended.*")
     run_id = await ending.start_run("ending", {"waits": True})
