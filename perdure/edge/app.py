@@ -11,6 +11,7 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.routing import Route
 
 from perdure.edge import (
+    a2a_door,
     openai_chat,
     openai_responses,
     problems,
@@ -32,7 +33,7 @@ Start, follow and steer runs, talk with agents, change their configuration. List
 `X-Request-Id`."""
 ALLOWED: Final = (
     *("Authorization", "Content-Type", "Idempotency-Key", "Last-Event-ID", "Prefer"),
-    *("Mcp-Protocol-Version", "Mcp-Session-Id", "Mcp-Method", "Mcp-Name"),
+    *("Mcp-Protocol-Version", "Mcp-Session-Id", "Mcp-Method", "Mcp-Name", "A2A-Version"),
 )
 
 
@@ -55,6 +56,7 @@ def create_app(door: Door, *, version: str = "0") -> FastAPI:
         keyed.include_router(each.router)
     app.include_router(keyed)
     app.router.routes.append(Route("/mcp", McpDoor(door, version), methods=["GET", "POST", "DELETE"], name="mcp"))
+    app.router.routes.extend(a2a_door.routes(door, version=version))
     app.add_middleware(Guard, door=door)
     if allowed := origins(door.settings):
         app.add_middleware(

@@ -17,11 +17,11 @@ from pydantic_core import PydanticCustomError
 
 from perdure.agent.registry import alive
 from perdure.client.handle import RunHandle
-from perdure.client.types import RunEvent
 from perdure.edge.callers import Caller
 from perdure.edge.door import Door
+from perdure.edge.progress import progress
 from perdure.edge.replies import named
-from perdure.errors import ApiError, NotFound, RateLimited, RunFailed, Unauthorized, Unavailable
+from perdure.errors import ApiError, NotFound, RunFailed, Unauthorized, Unavailable
 from perdure.messages import Id, Message, parse
 
 LAST_WORDS: Final = 1.0  # seconds for events that come after the word of the end
@@ -77,12 +77,10 @@ class Call:
 
     async def answer(self, ctx: Any) -> CallToolResult:
         """Start the run and give its result. A client that lets go of the call cancels the run. Raises `ApiError`."""
-        load = self.door.load
-        if load.streams >= load.most_streams:
-            load.shed += 1
-            raise RateLimited(f"{load.most_streams} runs are waited for already; come back later", retry_after=5.0)
-        load.streams += 1
-        load.requests -= 1  # as a stream is: it may last for hours
+        with self.door.load.held():
+            return await self._answer(ctx)
+
+    async def _answer(self, ctx: Any) -> CallToolResult:
         try:
             run = await self.door.client.start(self.agent, self.task, run_id=self.run_id, session_id=self.session_id)
             return self._result(await self._ended(run, ctx))
@@ -93,9 +91,6 @@ class Call:
                 _cancelling.add(task)
                 task.add_done_callback(_cancelling.discard)
             raise
-        finally:
-            load.streams -= 1
-            load.requests += 1
 
     async def _ended(self, run: RunHandle, ctx: Any) -> dict[str, Any]:
         """The run when it has ended, or after `wait` seconds."""
@@ -131,7 +126,7 @@ class Call:
         try:
             async with aclosing(run.events()) as events:
                 async for event in events:
-                    if (text := _progress(event)) is not None:
+                    if (text := progress(event)) is not None:
                         count += 1
                         await ctx.session.report_progress(count, None, text)
         except ApiError as error:
@@ -162,19 +157,3 @@ class Call:
                 return
             else:
                 return
-
-
-def _progress(event: RunEvent) -> str | None:
-    """What is told of an event; None for nothing."""
-    data = event["data"]
-    match event["type"]:
-        case "step.completed":
-            return f"{data.get('name')} is done"
-        case "tool.started":
-            return f"calling {data.get('tool')}"
-        case "tool.progress":
-            return f"{data.get('fraction') or 0:.0%} {data.get('text') or ''}".strip()
-        case "approval.requested":
-            return f"{data.get('tool')} waits for a person (call_id {data.get('call_id')})"
-        case _:
-            return None

@@ -5,7 +5,10 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Final
+
+from perdure.errors import RateLimited
 
 BUCKETS: Final = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 MEDIA_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
@@ -22,6 +25,20 @@ class Load:
         self.requests = 0
         self.streams = 0
         self.shed = 0
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Within: a request that waits for a run, maybe for hours, counts as a stream. Raises `RateLimited`."""
+        if self.streams >= self.most_streams:
+            self.shed += 1
+            raise RateLimited(f"{self.most_streams} runs are waited for already; come back later", retry_after=5.0)
+        self.streams += 1
+        self.requests -= 1
+        try:
+            yield
+        finally:
+            self.streams -= 1
+            self.requests += 1
 
 
 class Metrics:

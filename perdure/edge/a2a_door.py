@@ -1,0 +1,92 @@
+"""The door of A2A: agent cards, and a JSON-RPC endpoint for each agent. A task is a run, a context a conversation.
+
+Nothing of a task is kept here: any gateway answers for any of them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from importlib import import_module
+from typing import Any, Final
+
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+from starlette.types import Receive, Scope, Send
+
+from perdure.agent.registry import alive
+from perdure.edge.about import Descriptions
+from perdure.edge.door import Door
+from perdure.edge.public import base_url
+from perdure.edge.replies import named, reply
+from perdure.edge.roles import caller_of
+from perdure.errors import NotFound
+
+CARD: Final = "/.well-known/agent-card.json"
+
+
+def routes(door: Door, *, version: str) -> list[Route]:
+    """The routes of this door."""
+    made = _A2A(door, version)
+    return [
+        _Counted(CARD, made.only_card, methods=["GET"]),
+        _Counted(f"/a2a/{{agent}}{CARD}", made.card, methods=["GET"]),
+        _Counted("/a2a/{agent}", made.rpc, methods=["POST"]),
+    ]
+
+
+class _Counted(Route):
+    """A route under whose path its answers are counted."""
+
+    async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one request."""
+        scope["route"] = self
+        await super().handle(scope, receive, send)
+
+
+class _A2A:
+    """Loads the protocol's library with the first request for it."""
+
+    def __init__(self, door: Door, version: str) -> None:
+        self._door = door
+        self._version = version
+        self._about = Descriptions(door.nats)
+        self._library: Any = None
+        self._dispatcher: Any = None
+
+    async def rpc(self, request: Request) -> Response:
+        """A message to an agent, or a question about a task."""
+        library = await self._loaded()
+        request.state.agent = self._door.agent(caller_of(request), named(request.path_params["agent"]))
+        await request.body()  # here, where the guard answers for what is too large
+        answer: Response = await library.answer(self._dispatcher, request)
+        return answer
+
+    async def card(self, request: Request) -> Response:
+        """The card of one agent."""
+        agent = self._door.agent(caller_of(request), named(request.path_params["agent"]))
+        if not await alive(self._door.pool, [agent]):
+            raise NotFound(f"no process of an agent {agent!r} is up")
+        return await self._card(request, agent)
+
+    async def only_card(self, request: Request) -> Response:
+        """The card of the one agent that is here; where there are several, a word about where their cards are."""
+        names = [each["agent"] for each in await self._door.agents(caller_of(request))]
+        if len(names) != 1:
+            raise NotFound(
+                f"{len(names)} agents are here, and each has a card of its own: /a2a/NAME{CARD}", agents=names[:100]
+            )
+        return await self._card(request, names[0])
+
+    async def _card(self, request: Request, agent: str) -> Response:
+        library = await self._loaded()
+        said = (await self._about.of([agent]))[agent]
+        url = f"{base_url(self._door.settings, request)}/a2a/{agent}"
+        return reply(library.card(agent, said or f"The agent {agent}.", url, self._version))
+
+    async def _loaded(self) -> Any:
+        if self._library is None:
+            library = await asyncio.to_thread(import_module, "perdure.edge.a2a_server")
+            self._dispatcher = library.dispatcher(self._door)
+            self._library = library
+        return self._library

@@ -1,0 +1,249 @@
+"""What answers over A2A. Imported by the first request for it alone."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, Callable, Coroutine
+from contextlib import aclosing
+from typing import Any, TypeVar
+from uuid import uuid4
+
+from a2a.server.context import ServerCallContext
+from a2a.server.request_handlers.request_handler import RequestHandler, validate_request_params
+from a2a.server.request_handlers.response_helpers import agent_card_to_dict
+from a2a.server.routes.common import ServerCallContextBuilder
+from a2a.server.routes.jsonrpc_dispatcher import JsonRpcDispatcher
+from a2a.types import AgentCapabilities, AgentCard, AgentInterface, AgentSkill, Task
+from a2a.utils import errors as a2a_errors
+from starlette.requests import Request
+from starlette.responses import Response
+
+from perdure.client.handle import RunHandle
+from perdure.client.types import STOPPED, TERMINAL, TERMINAL_EVENTS
+from perdure.edge.a2a_tasks import given, task_of, told, what_to_do
+from perdure.edge.callers import Caller
+from perdure.edge.door import Door
+from perdure.edge.problems import unexpected
+from perdure.edge.progress import progress
+from perdure.edge.replies import run_id_of
+from perdure.errors import ApiError, InvalidRequest, NotFound, Unauthorized, Unavailable
+
+CANCEL_PATIENCE = 5.0  # seconds in which a cancelled run tidies up, as far as this answer waits for it
+
+T = TypeVar("T")
+
+
+def card(agent: str, description: str, url: str, version: str) -> dict[str, Any]:
+    """An agent's card, for clients of 1.0 and of 0.3."""
+    made = AgentCard(
+        name=agent,
+        description=description,
+        version=version,
+        supported_interfaces=[
+            AgentInterface(url=url, protocol_binding="JSONRPC", protocol_version="1.0"),
+            AgentInterface(url=url, protocol_binding="JSONRPC", protocol_version="0.3"),
+        ],
+        capabilities=AgentCapabilities(streaming=True, push_notifications=False),
+        default_input_modes=["text/plain", "application/json"],
+        default_output_modes=["text/plain", "application/json"],
+        skills=[AgentSkill(id="run", name=agent, description=description, tags=["agent"])],
+    )
+    said: dict[str, Any] = agent_card_to_dict(made)
+    return said
+
+
+def dispatcher(door: Door) -> JsonRpcDispatcher:
+    """Reads requests of both versions."""
+    return JsonRpcDispatcher(_Runs(door), context_builder=_Contexts(), enable_v0_3_compat=True)
+
+
+async def answer(made: JsonRpcDispatcher, request: Request) -> Response:
+    """The answer to one request."""
+    return await made.handle_requests(request)
+
+
+class _Contexts(ServerCallContextBuilder):
+    def build(self, request: Request) -> ServerCallContext:
+        state = {"headers": dict(request.headers), "caller": request.state.caller, "agent": request.state.agent}
+        return ServerCallContext(state=state)
+
+
+def _error(error: Exception) -> a2a_errors.A2AError:
+    """The same error in the protocol's words, with our code beside it."""
+    said = error if isinstance(error, ApiError) else unexpected(error)
+    kind: type[a2a_errors.A2AError] = a2a_errors.InternalError
+    if isinstance(said, NotFound):
+        kind = a2a_errors.TaskNotFoundError
+    elif said.http_status < 429:
+        kind = a2a_errors.InvalidParamsError if isinstance(said, InvalidRequest) else a2a_errors.InvalidRequestError
+    return kind(message=f"{said.code}: {said.message}", data={"code": said.code})
+
+
+def _unary(method: Callable[..., Coroutine[Any, Any, T]]) -> Callable[..., Coroutine[Any, Any, T]]:
+    async def call(self: _Runs, params: Any, context: ServerCallContext) -> T:
+        try:
+            return await method(self, params, context)
+        except a2a_errors.A2AError:
+            raise
+        except Exception as error:  # noqa: BLE001 -- the library would tell the caller what it says
+            raise _error(error) from None
+
+    return validate_request_params(call)
+
+
+def _stream(method: Callable[..., AsyncGenerator[Any]]) -> Callable[..., AsyncGenerator[Any]]:
+    async def call(self: _Runs, params: Any, context: ServerCallContext) -> AsyncGenerator[Any]:
+        try:
+            with self.door.load.held():
+                async with aclosing(method(self, params, context)) as pieces:
+                    async for piece in pieces:
+                        yield piece
+        except a2a_errors.A2AError:
+            raise
+        except Exception as error:  # noqa: BLE001 -- the library would tell the caller what it says
+            raise _error(error) from None
+
+    return validate_request_params(call)
+
+
+def _refuse(error: type[a2a_errors.A2AError]) -> Callable[..., Coroutine[Any, Any, Any]]:
+    async def call(_self: _Runs, _params: Any, _context: ServerCallContext) -> Any:
+        raise error
+
+    return call
+
+
+class _Runs(RequestHandler):
+    """Runs as tasks."""
+
+    def __init__(self, door: Door) -> None:
+        self.door = door
+
+    @_unary
+    async def on_get_task(self, params: Any, context: ServerCallContext) -> Task:
+        return task_of(await self._whole(params.id, context))
+
+    @_unary
+    async def on_message_send(self, params: Any, context: ServerCallContext) -> Task:
+        run = await self._started(params, context)
+        if params.configuration.return_immediately:
+            return task_of(await run.details(steps=False))
+        with self.door.load.held():
+            async for _ in self._until_stopped(run, context):
+                pass
+        return task_of(await run.details(steps=False))
+
+    @_stream
+    async def on_message_send_stream(self, params: Any, context: ServerCallContext) -> AsyncGenerator[Any]:
+        run = await self._started(params, context)
+        async for piece in self._told(run, context):
+            yield piece
+
+    @_stream
+    async def on_subscribe_to_task(self, params: Any, context: ServerCallContext) -> AsyncGenerator[Any]:
+        known = await self._whole(params.id, context)
+        if known["status"] in TERMINAL:
+            raise a2a_errors.UnsupportedOperationError(message="this task has ended; tasks/get has its result")
+        async for piece in self._told(self.door.client.run(known["run_id"]), context):
+            yield piece
+
+    @_unary
+    async def on_cancel_task(self, params: Any, context: ServerCallContext) -> Task:
+        caller: Caller = context.state["caller"]
+        caller.need("operator")
+        known = await self._whole(params.id, context)
+        if known["status"] in TERMINAL:
+            raise a2a_errors.TaskNotCancelableError
+        run = self.door.client.run(known["run_id"])
+        await run.cancel(f"cancelled by {caller.name}")
+        try:
+            return task_of(await run.ended(CANCEL_PATIENCE))
+        except TimeoutError:
+            return task_of(await run.details(steps=False))
+
+    async def _started(self, params: Any, context: ServerCallContext) -> RunHandle:
+        """The run of a message: the same message again is the same run."""
+        caller: Caller = context.state["caller"]
+        agent: str = context.state["agent"]
+        caller.need("operator")
+        message = params.message
+        if params.configuration.HasField("task_push_notification_config"):
+            raise a2a_errors.PushNotificationNotSupportedError
+        if message.task_id:
+            await self._whole(message.task_id, context)
+            raise a2a_errors.UnsupportedOperationError(
+                message="a task takes no second message; go on with its contextId and without taskId"
+            )
+        run_id = caller.own(run_id_of(message.message_id or uuid4().hex, None, agent, "a2a") or "")
+        session = caller.own(message.context_id, field="contextId") if message.context_id else run_id
+        return await self.door.client.start(agent, what_to_do(message), run_id=run_id, session_id=session)
+
+    async def _whole(self, task_id: str, context: ServerCallContext) -> dict[str, Any]:
+        """A run of this agent that the caller may see. Raises `NotFound`."""
+        try:
+            found = await self.door.look(context.state["caller"], task_id)
+        except InvalidRequest:
+            raise NotFound(f"there is no run {task_id!r}") from None
+        if found["agent"] != context.state["agent"]:
+            raise NotFound(f"there is no run {task_id!r}")
+        return await self.door.client.run(found["run_id"]).details(steps=False)
+
+    async def _told(self, run: RunHandle, context: ServerCallContext) -> AsyncGenerator[Any]:
+        """The task, what happens to it, its output and its end."""
+        known = await run.details(steps=False)
+        yield task_of(known)
+        if known["status"] not in STOPPED:
+            working = {**known, "status": "running"}
+            async with aclosing(self._until_stopped(run, context)) as events:
+                async for event in events:
+                    if event["type"] == "run.started":
+                        yield told(working)
+                    elif (text := progress(event)) is not None:
+                        yield told(working, text)
+            known = await run.details(steps=False)
+            if known["status"] == "completed":
+                yield given(known)
+            yield told(known)
+
+    async def _until_stopped(self, run: RunHandle, context: ServerCallContext) -> AsyncGenerator[Any]:
+        """The events of a run until it has ended or cannot go on by itself. Raises `Unavailable`, `Unauthorized`."""
+        ending = asyncio.ensure_future(run.ended())
+        stopping = asyncio.ensure_future(self.door.stopping.wait())
+        following: asyncio.Future[Any] | None = None
+        events = run.events()
+        try:
+            while True:
+                following = following or asyncio.ensure_future(anext(events))
+                beat = self.door.settings.gateway_heartbeat
+                done, _ = await asyncio.wait(
+                    {following, ending, stopping}, timeout=beat, return_when=asyncio.FIRST_COMPLETED
+                )
+                if following in done:
+                    event = following.result()
+                    following = None
+                    yield event
+                    if event["type"] in TERMINAL_EVENTS:
+                        return
+                elif ending in done:
+                    ending.result()
+                    return
+                elif stopping in done:
+                    raise Unavailable("this gateway is stopping; the task goes on: subscribe to it again")
+                elif not done and not await self.door.gate.still(context.state["caller"]):
+                    raise Unauthorized("this key is expired or revoked")
+        except StopAsyncIteration:
+            return
+        finally:
+            waiting = [each for each in (ending, stopping, following) if each is not None]
+            for each in waiting:
+                each.cancel()
+            await asyncio.gather(*waiting, return_exceptions=True)
+            await events.aclose()
+
+    # what is not offered, as the card says
+    on_list_tasks = _refuse(a2a_errors.UnsupportedOperationError)
+    on_create_task_push_notification_config = _refuse(a2a_errors.PushNotificationNotSupportedError)
+    on_get_task_push_notification_config = _refuse(a2a_errors.PushNotificationNotSupportedError)
+    on_list_task_push_notification_configs = _refuse(a2a_errors.PushNotificationNotSupportedError)
+    on_delete_task_push_notification_config = _refuse(a2a_errors.PushNotificationNotSupportedError)
+    on_get_extended_agent_card = _refuse(a2a_errors.ExtendedAgentCardNotConfiguredError)

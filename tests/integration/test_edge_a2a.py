@@ -1,0 +1,195 @@
+"""The official client of A2A against the gateway."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import asynccontextmanager
+from typing import Any
+
+import httpx
+import pytest
+from a2a.client import ClientConfig, create_client
+from a2a.types import (
+    CancelTaskRequest,
+    GetTaskRequest,
+    Message,
+    Part,
+    Role,
+    SendMessageRequest,
+    SubscribeToTaskRequest,
+    TaskState,
+)
+from a2a.utils.errors import A2AError
+from google.protobuf.json_format import MessageToDict, ParseDict
+from google.protobuf.struct_pb2 import Value
+
+from perdure.agent.base import BaseAgent
+from perdure.edge import keys
+from perdure.edge.keys import pepper
+from perdure.engine import Context, Retry, workflow
+from tests.edge_support import Web, problem, web
+from tests.platform import in_process
+from tests.support import eventually
+
+
+class Clerk(BaseAgent):
+    """Doubles numbers."""
+
+    name = "clerk"
+
+    @workflow
+    async def run(self, ctx: Context, task: Any) -> Any:
+        if isinstance(task, str):
+            return f"heard {task} in {ctx.session_id}"
+        doubled = await ctx.step("double", self.double, task["n"])
+        if task.get("wait"):
+            await ctx.wait_signal("go")
+        if task.get("breaks"):
+            await ctx.step("break", self.broken, retry=Retry(max_attempts=1))
+        return {"doubled": doubled}
+
+    async def double(self, n: int) -> int:
+        assert isinstance(n, int)
+        return n * 2
+
+    async def broken(self) -> None:
+        raise ValueError("no such luck")
+
+
+class Other(BaseAgent):
+    name = "other"
+
+    @workflow
+    async def run(self, ctx: Context, task: Any) -> Any:
+        return task
+
+
+@pytest.fixture
+async def door(settings, nc):
+    async with in_process(settings, nc, Clerk, Other) as platform, web(settings, platform) as made:
+        yield made
+
+
+@asynccontextmanager
+async def client(door: Web, bearer: str | None = None, agent: str = "clerk", **said: Any):
+    headers = {"Authorization": f"Bearer {bearer}"} if bearer else {}
+    made = await asyncio.to_thread(httpx.AsyncClient, headers=headers, timeout=30, trust_env=False)
+    async with made as http:
+        url = f"{door.gateway.server.url}/a2a/{agent}"
+        yield await create_client(url, ClientConfig(httpx_client=http, **said))
+
+
+def saying(message_id: str, *, text: str = "", data: Any = None, **more: Any) -> SendMessageRequest:
+    part = Part(text=text) if text else Part(data=ParseDict(data, Value()))
+    return SendMessageRequest(
+        message=Message(message_id=message_id, role=Role.ROLE_USER, parts=[part], **more),
+    )
+
+
+async def all_of(stream: Any) -> list[Any]:
+    return [each async for each in stream]
+
+
+async def test_a_message_is_a_run_and_the_same_message_again_the_same_run(door: Web):
+    async with client(door, streaming=False) as made:
+        (said,) = await all_of(made.send_message(saying("m-1", text="hello", context_id="talk")))
+        assert said.task.status.state == TaskState.TASK_STATE_COMPLETED
+        assert said.task.context_id == "talk"
+        assert said.task.artifacts[0].parts[0].text == "heard hello in talk"
+        (again,) = await all_of(made.send_message(saying("m-1", text="hello", context_id="talk")))
+        assert again.task.id == said.task.id
+        assert [run["run_id"] for run in (await door.get("/runs"))["runs"]] == [said.task.id]
+        (data,) = await all_of(made.send_message(saying("m-2", data={"n": 21})))
+        assert MessageToDict(data.task.artifacts[0].parts[0].data) == {"doubled": 42}
+        found = await made.get_task(GetTaskRequest(id=data.task.id))
+        assert found.status.state == TaskState.TASK_STATE_COMPLETED
+        (failed,) = await all_of(made.send_message(saying("m-3", data={"n": 1, "breaks": True})))
+        assert failed.task.status.state == TaskState.TASK_STATE_FAILED
+        assert "no such luck" in failed.task.status.message.parts[0].text
+        for wrong in (saying("m-4", text=" "), saying("m-5", text="x", context_id="a b"), saying("m-1", text="other")):
+            with pytest.raises(A2AError, match=r"invalid_request|conflict"):
+                await all_of(made.send_message(wrong))
+        with pytest.raises(A2AError, match="contextId"):
+            await all_of(made.send_message(saying("m-6", text="more", task_id=found.id)))
+        with pytest.raises(A2AError, match="not_found"):
+            await made.get_task(GetTaskRequest(id="nope"))
+    async with client(door, agent="other") as made:
+        with pytest.raises(A2AError, match="not_found"):
+            await made.get_task(GetTaskRequest(id=found.id))
+    assert 'route="/a2a/{agent}",status="200"' in (await door.http.get("/metrics")).text
+
+
+async def test_a_task_is_streamed_subscribed_to_again_and_cancelled(door: Web):
+    async with client(door) as made:
+        events = await all_of(made.send_message(saying("s-1", data={"n": 4})))
+        assert events[0].HasField("task")
+        assert "double is done" in [e.status_update.status.message.parts[0].text for e in events if e.HasField("status_update") and e.status_update.status.message.parts]  # fmt: skip  # noqa: E501
+        assert MessageToDict(events[-2].artifact_update.artifact.parts[0].data) == {"doubled": 8}
+        assert events[-1].status_update.status.state == TaskState.TASK_STATE_COMPLETED
+
+        stream = made.send_message(saying("s-2", data={"n": 5, "wait": True}))
+        task_id = (await anext(stream)).task.id
+        await stream.aclose()  # a stream that is cut leaves its task alone
+        following = asyncio.create_task(all_of(made.subscribe(SubscribeToTaskRequest(id=task_id))))
+        await eventually(lambda: door.gateway.door.load.streams == 1)
+        await door.post(f"/runs/{task_id}/signal/go")
+        events = await following
+        assert events[0].task.id == task_id
+        assert MessageToDict(events[-2].artifact_update.artifact.parts[0].data) == {"doubled": 10}
+        with pytest.raises(A2AError, match="has ended"):
+            await all_of(made.subscribe(SubscribeToTaskRequest(id=task_id)))
+
+        stream = made.send_message(saying("s-3", data={"n": 5, "wait": True}))
+        task_id = (await anext(stream)).task.id
+        rest = asyncio.create_task(all_of(stream))
+        cancelled = await made.cancel_task(CancelTaskRequest(id=task_id))
+        assert cancelled.status.state == TaskState.TASK_STATE_CANCELED
+        assert (await rest)[-1].status_update.status.state == TaskState.TASK_STATE_CANCELED
+        with pytest.raises(A2AError):
+            await made.cancel_task(CancelTaskRequest(id=task_id))
+    await eventually(lambda: door.gateway.door.load.streams == 0)
+
+
+async def test_clients_of_0_3_are_answered(door: Web):
+    part = {"kind": "text", "text": "hello"}
+    message = {"kind": "message", "messageId": "old-1", "role": "user", "parts": [part], "contextId": "talk"}
+    body = {"jsonrpc": "2.0", "id": 1, "method": "message/send", "params": {"message": message}}
+    said = (await door.post("/a2a/clerk", body))["result"]
+    assert (said["kind"], said["status"]["state"]) == ("task", "completed")
+    assert said["artifacts"][0]["parts"][0]["text"] == "heard hello in talk"
+    card = await door.get("/a2a/clerk/.well-known/agent-card.json")
+    assert card["url"] == f"{door.gateway.server.url}/a2a/clerk"
+    assert card["description"] == "Doubles numbers."
+
+
+async def test_the_door_is_behind_the_guard_and_tenants_see_their_own_alone(settings, nc):
+    async with in_process(settings, nc, Clerk, Other) as platform, web(settings, platform, max_payload=100_000) as door:
+        large = await door.http.post("/a2a/clerk", content=b'{"a":"' + b"x" * 200_000)
+        problem(large, "too_large", 413)
+        several = problem(await door.http.get("/.well-known/agent-card.json"), "not_found", 404)
+        assert several["agents"] == ["clerk", "other"]
+        under = await asyncio.to_thread(pepper, door.gateway.settings)
+
+        async def key(**said: Any) -> str:
+            return (await keys.create(door.gateway.pool, under, **{"name": "test", "role": "operator", **said})).key
+
+        acme, evil = await key(tenant="acme"), await key(tenant="evil")
+        viewer, narrow = await key(tenant="acme", role="viewer"), await key(agents=["other"])
+        for method, path in (("GET", "/.well-known/agent-card.json"), ("POST", "/a2a/clerk")):
+            problem(await door.http.request(method, path, json={}), "unauthorized", 401)
+        async with client(door, acme, streaming=False) as made:
+            (ours,) = await all_of(made.send_message(saying("m-1", text="hello")))
+            assert ours.task.id.startswith("acme__")
+        async with client(door, evil, streaming=False) as made:
+            for unseen in (made.get_task(GetTaskRequest(id=ours.task.id)), made.cancel_task(CancelTaskRequest(id=ours.task.id))):  # fmt: skip  # noqa: E501
+                with pytest.raises(A2AError, match="not_found"):
+                    await unseen
+            (theirs,) = await all_of(made.send_message(saying("m-1", text="another")))
+            assert theirs.task.id.startswith("evil__")
+        async with client(door, viewer, streaming=False) as made:
+            assert (await made.get_task(GetTaskRequest(id=ours.task.id))).id == ours.task.id
+            with pytest.raises(A2AError, match="forbidden"):
+                await all_of(made.send_message(saying("m-2", text="hello")))
+        headers = {"Authorization": f"Bearer {narrow}"}
+        assert (await door.get("/.well-known/agent-card.json", headers=headers))["name"] == "other"
+        problem(await door.http.post("/a2a/clerk", json={}, headers=headers), "forbidden", 403)
