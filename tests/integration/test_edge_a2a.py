@@ -164,8 +164,13 @@ async def test_clients_of_0_3_are_answered(door: Web):
 
 async def test_the_door_is_behind_the_guard_and_tenants_see_their_own_alone(settings, nc):
     async with in_process(settings, nc, Clerk, Other) as platform, web(settings, platform, max_payload=100_000) as door:
-        large = await door.http.post("/a2a/clerk", content=b'{"a":"' + b"x" * 200_000)
-        problem(large, "too_large", 413)
+
+        async def pieces():
+            for _ in range(4):
+                yield b"x" * 50_000
+
+        for content in (b"x" * 200_000, pieces()):
+            problem(await door.http.post("/a2a/clerk", content=content), "too_large", 413)
         several = problem(await door.http.get("/.well-known/agent-card.json"), "not_found", 404)
         assert several["agents"] == ["clerk", "other"]
         under = await asyncio.to_thread(pepper, door.gateway.settings)
