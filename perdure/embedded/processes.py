@@ -82,6 +82,9 @@ def python_environment(extra: Mapping[str, str] | None = None) -> dict[str, str]
     return {**os.environ, "PYTHONPATH": os.pathsep.join(each for each in path if each), **(extra or {})}
 
 
+_PORT_TRIES = 3
+
+
 class PlatformProcess:
     """One process of the platform as a child of ours; `start` returns when it answers on the bus."""
 
@@ -99,6 +102,7 @@ class PlatformProcess:
         self._nc = nc
         self._child: Child | None = None
         self._log_begins = 0
+        self._settled = False  # once it has answered at its port, that is where it is looked for
 
     @property
     def pid(self) -> int:
@@ -139,6 +143,20 @@ class PlatformProcess:
 
     async def start(self) -> None:
         """Start it and wait until it answers. Raises `SetupError` with the end of its log when it does not."""
+        for _ in range(_PORT_TRIES):
+            try:
+                await self._start()
+            except SetupError:
+                # Another program took the port since it was looked at: at a first start another port will do.
+                if self._settled or self.port is None or self.running or is_free(self.port):
+                    raise
+                self.port = free_port()
+            else:
+                self._settled = True
+                return
+        await self._start()
+
+    async def _start(self) -> None:
         # Found by an id of this very start: an older process of that name may still answer.
         instance = f"{socket.gethostname()}-{self.name}-{uuid4().hex[:8]}"
         self._log_begins = begin_log(self.log_file)

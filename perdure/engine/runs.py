@@ -324,7 +324,8 @@ async def send_signal(
 ) -> asyncpg.Record:
     """Put a signal into a run's mailbox and wake the run if it waits for it; the run's place as a record.
 
-    Raises `NotFound` for an unknown run and `Conflict` for one that has ended. The same `signal_id` again: once.
+    Raises `NotFound` for an unknown run and `Conflict` for one that has ended. The same `signal_id` again counts once,
+    and is no conflict either when the run has ended meanwhile: its sender may not have heard that it came.
     """
     text = encode(payload, what="payload")
     (stored,) = await vault_of(pool).put(pool, [(text, signal_spot(run_id, name))])
@@ -333,7 +334,7 @@ async def send_signal(
     reach("signal.after", run_id, name)
     if record is None:
         raise NotFound(f"there is no run {run_id!r} to signal", run_id=run_id)
-    if record["status"] in TERMINAL:
+    if record["status"] in TERMINAL and not record["known"]:
         raise Conflict(f"run {run_id} has ended {record['status']}; it takes no signal", run_id=run_id)
     return record
 

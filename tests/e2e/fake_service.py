@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import socket
 import sys
 
 from perdure.bus.service import Service, serve
@@ -13,6 +15,8 @@ class Fake(Service):
     needs = frozenset({"nats"})
 
     async def on_start(self) -> None:
+        if port := os.environ.get("FAKE_PORT"):
+            self.listening = socket.create_server(("127.0.0.1", int(port)))
         await asyncio.sleep(0)
 
 

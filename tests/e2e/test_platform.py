@@ -14,6 +14,7 @@ from redis.asyncio import Redis
 
 from perdure.embedded import platform as platform_module
 from perdure.embedded.platform import Platform
+from perdure.embedded.ports import is_free
 from perdure.embedded.processes import ProcessSpec
 from perdure.embedded.state import AlreadyRunning, find_running, read_state, running_state
 from perdure.errors import SetupError
@@ -68,6 +69,23 @@ async def test_a_second_start_finds_its_data_again(home: Path):
         redis = Redis.from_url(platform.urls.redis_url)
         assert await redis.get("kept") == b"yes"
         await redis.aclose()
+
+
+async def test_a_port_that_was_taken_after_it_was_looked_at_is_another_ones(home: Path, monkeypatch):
+    with socket.create_server(("127.0.0.1", 0)) as stranger:
+        taken = stranger.getsockname()[1]
+        looks: list[int] = []
+
+        def once_free(port: int) -> bool:
+            looks.append(port)
+            return len(looks) == 1 or is_free(port)
+
+        monkeypatch.setattr("perdure.embedded.processes.is_free", once_free)
+        door = ProcessSpec("door", (str(FAKE),), port=taken, port_variable="FAKE_PORT")
+        async with make(home, processes=(door,), free_ports=False):
+            (part,) = [part for part in read_state(home).parts if part.name == "door"]
+            assert part.url != f"http://127.0.0.1:{taken}"
+            assert f"port {taken} is taken" in part.note
 
 
 @pytest.mark.parametrize("name", ["redis", "service"])

@@ -93,7 +93,8 @@ WITH target AS (
   RETURNING runs.run_id
 )
 SELECT target.agent_name, target.status, target.process_id,
-       EXISTS (SELECT 1 FROM sent) AS sent, EXISTS (SELECT 1 FROM woken) AS woken
+       EXISTS (SELECT 1 FROM sent) AS sent, EXISTS (SELECT 1 FROM woken) AS woken,
+       EXISTS (SELECT 1 FROM signals AS s WHERE s.run_id = target.run_id AND s.signal_id = $4) AS known
 FROM target
 
 -- name: family_root

@@ -70,6 +70,17 @@ async def test_unknown_and_ended_runs_take_no_signal(settings, nc):
             await signal(platform, "no-such-run", "go")
 
 
+async def test_a_signal_that_is_sent_again_after_the_end_is_no_conflict(settings, nc):
+    async with in_process(settings, nc, Listening) as platform:
+        run_id = await platform.start_run("listening", {"take": 1})
+        await signal(platform, run_id, "go", "a", id="one")
+        await until(platform, run_id, "completed")
+        again = await signal(platform, run_id, "go", "a", id="one")
+        assert (again["status"], again["sent"]) == ("completed", False)
+        with pytest.raises(Conflict, match="has ended completed"):
+            await signal(platform, run_id, "go", "b", id="two")
+
+
 async def test_a_time_out_is_journaled_and_the_same_on_replay(settings, nc):
     async with in_process(settings, nc) as platform:
         process = await platform.agent(Listening)
