@@ -25,6 +25,9 @@ SQL: Final = load_queries("config_rollouts.sql")
 CONFIG: Final = load_queries("config.sql")
 INTERVAL: Final = 1.0  # seconds between two looks at what bakes
 ANSWERS: Final = 0.4  # seconds in which instances say how they stand
+# Seconds after its time in which one of the chosen may still apply it: whom it asked for the values may have died, and
+# an instance that is busy may have missed a look.
+PATIENCE: Final = 15.0
 
 States = dict[str, dict[str, Any]]  # instance to its last `config.applied`
 
@@ -126,7 +129,7 @@ class Rollouts:
     async def look(self) -> None:
         """One look at everything that bakes: go back, go on, or wait."""
         with told_as_api_errors():
-            rows = await self._pool.fetch(SQL["baking"])
+            rows = await self._pool.fetch(SQL["baking"], PATIENCE)
         for row in rows:
             states = await instance_states(self._nc, row["agent_name"])
             trouble = await self._trouble(row, states)
@@ -136,7 +139,7 @@ class Rollouts:
                 live = [name for name in row["targets"] if _stands(states.get(name), row["revision"])]
                 if live:
                     await self._finish(row, "done", f"baked on {', '.join(live)}")
-                else:
+                elif row["overdue"]:
                     await self._finish(row, "rolled_back", "none of the chosen instances has applied it")
 
     async def run(self) -> None:

@@ -149,3 +149,16 @@ async def test_bad_requests_are_refused_and_write_nothing(settings, nc, pool, bo
         reply = await ask(nc, "config.rollout.nobody", body)
         assert (reply["error"]["code"], says in reply["error"]["message"]) == (code, True)
         assert await pool.fetchval("SELECT count(*) FROM config_history") == 0
+
+
+async def test_a_change_that_nobody_chosen_applies_goes_back_after_a_while(
+    settings, nc, redis, pool, monkeypatch
+) -> None:
+    monkeypatch.setattr("config_manager.rollout.PATIENCE", 0.5)
+    async with manager(settings):
+        async with following(nc, redis, settings, instance_id="i-0"):
+            body = {"configurations": {"agent_role": "new"}, "instances": 1, "bake_seconds": 1.0}
+            assert (await ask(nc, "config.rollout.assistant", body))["targets"] == ["i-0"]
+        end = await ended(nc)
+        assert (end["state"], end["reason"]) == ("rolled_back", "none of the chosen instances has applied it")
+        assert await pool.fetch("SELECT FROM agent_configurations") == []

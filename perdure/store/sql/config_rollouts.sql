@@ -8,7 +8,8 @@ RETURNING rollout_id;
 
 -- name: baking
 SELECT rollout_id, agent_name, changes::text AS changes, targets, previous::text AS previous, revision, max_failures,
-    started_at, bake_until <= clock_timestamp() AS baked
+    started_at, bake_until <= clock_timestamp() AS baked,
+    bake_until <= clock_timestamp() - $1::float8 * interval '1 second' AS overdue
 FROM config_rollouts
 WHERE state = 'baking'
 ORDER BY rollout_id;
