@@ -1,4 +1,4 @@
--- Configuration: history that is bounded, secrets that were there before they were declared, and cheaper triggers.
+-- Configuration: history that is bounded, and secrets that were there before they were declared.
 --
 --   config_broadcast.pruned_to   rows of history up to this revision are gone, but for the newest of each key
 --   config_secret_keys.redacted  no plain value of this key is left anywhere: the ConfigManager has looked
@@ -6,7 +6,8 @@
 ALTER TABLE config_broadcast ADD COLUMN pruned_to bigint NOT NULL DEFAULT 0;
 ALTER TABLE config_secret_keys ADD COLUMN redacted boolean NOT NULL DEFAULT FALSE;
 
--- As before; bounds are counted apart, as a bounded repetition is the dearest part of a regular expression.
+-- As before; bounds are counted apart, as a bounded repetition is the dearest part of a regular expression, and whether
+-- a key is declared secret is looked up once a row: only then are values compared with the form of a reference.
 CREATE OR REPLACE FUNCTION config_check_row() RETURNS trigger
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = public, pg_temp AS $$
 DECLARE
@@ -44,11 +45,9 @@ BEGIN
             HINT = 'Use 1 to 255 printable characters, with no space at either end.';
     END IF;
     -- '*' concerns every agent, so a key that any agent calls secret is secret there too.
-    IF NEW.config_value <> '' AND NEW.config_value !~ '^secret://(env|file)/[^[:cntrl:]]+$' AND EXISTS (
-        SELECT FROM config_secret_keys AS declared
-        WHERE declared.config_key = NEW.config_key
-          AND (NEW.agent_name = '*' OR declared.agent_name IN ('*', layer))
-    ) THEN
+    PERFORM FROM config_secret_keys AS declared
+    WHERE declared.config_key = NEW.config_key AND (NEW.agent_name = '*' OR declared.agent_name IN ('*', layer));
+    IF FOUND AND NEW.config_value <> '' AND NEW.config_value !~ '^secret://(env|file)/[^[:cntrl:]]+$' THEN
         -- Or the server's log would keep the statement, and the secret with it. Only a superuser may say so.
         BEGIN
             PERFORM set_config('log_min_error_statement', 'panic', TRUE);
@@ -72,6 +71,7 @@ DECLARE
     at bigint;
     who text := coalesce(nullif(current_setting('perdure.changed_by', TRUE), ''), session_user);
     old_text text;
+    secret boolean := FALSE;
 BEGIN
     UPDATE config_counter SET revision = revision + 1, taken_by = pg_current_xact_id()
     WHERE taken_by IS DISTINCT FROM pg_current_xact_id()
@@ -80,22 +80,26 @@ BEGIN
         SELECT revision INTO at FROM config_counter;
     END IF;
 
+    -- Of the old name and the new one, which are mostly the same.
     IF TG_OP <> 'INSERT' THEN
         old_text := OLD.config_value;
-        IF old_text <> '' AND old_text !~ '^secret://(env|file)/[^[:cntrl:]]+$' AND EXISTS (
-            SELECT FROM config_secret_keys AS declared
-            WHERE declared.config_key = OLD.config_key
-              AND (OLD.agent_name = '*' OR declared.agent_name IN ('*', split_part(OLD.agent_name, '@', 1)))
-        ) THEN
+        PERFORM FROM config_secret_keys AS declared
+        WHERE declared.config_key = OLD.config_key
+          AND (OLD.agent_name = '*' OR declared.agent_name IN ('*', split_part(OLD.agent_name, '@', 1)));
+        secret := FOUND;
+        IF secret AND old_text <> '' AND old_text !~ '^secret://(env|file)/[^[:cntrl:]]+$' THEN
             old_text := '********';
         END IF;
     END IF;
-    IF TG_OP <> 'DELETE' AND NEW.config_value <> '' AND NEW.config_value !~ '^secret://(env|file)/[^[:cntrl:]]+$'
-        AND EXISTS (
-            SELECT FROM config_secret_keys AS declared
-            WHERE declared.config_key = NEW.config_key
-              AND (NEW.agent_name = '*' OR declared.agent_name IN ('*', split_part(NEW.agent_name, '@', 1)))
-    ) THEN
+    IF TG_OP = 'INSERT' OR (TG_OP = 'UPDATE' AND
+            (OLD.agent_name, OLD.config_key) IS DISTINCT FROM (NEW.agent_name, NEW.config_key)) THEN
+        PERFORM FROM config_secret_keys AS declared
+        WHERE declared.config_key = NEW.config_key
+          AND (NEW.agent_name = '*' OR declared.agent_name IN ('*', split_part(NEW.agent_name, '@', 1)));
+        secret := FOUND;
+    END IF;
+    IF TG_OP <> 'DELETE' AND secret AND NEW.config_value <> ''
+            AND NEW.config_value !~ '^secret://(env|file)/[^[:cntrl:]]+$' THEN
         RAISE EXCEPTION '"%" has become a secret key: its value must be a reference', NEW.config_key USING
             ERRCODE = 'check_violation',
             HINT = 'Write secret://env/NAME or secret://file/PATH.';
