@@ -44,7 +44,7 @@ class Patient(BaseAgent):
 
     @workflow
     async def sleeps(self, ctx: Context, task: dict) -> str:
-        await ctx.sleep("nap", 0.5)
+        await ctx.sleep("nap", 1.5)  # well past the time that a run lingers in memory
         return "slept"
 
     @workflow

@@ -155,9 +155,10 @@ class Machine(RuleBasedStateMachine):
             record = self.do(runs.send_signal(self.pool, run_id, name, "payload", key))
         except Conflict:
             assert run.status in ENDED
+            assert key not in run.keys
             return
-        assert run.status not in ENDED
         new = key not in run.keys
+        assert not new or run.status not in ENDED
         assert record["sent"] == new
         if not new:
             return
