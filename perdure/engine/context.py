@@ -269,22 +269,15 @@ class Context(ParallelContext, StepInjected):
                 f"this run is a turn of session {session_id!r}, and waits here for a later turn of its own session, "
                 "which begins when this one has ended. Leave out session_id, or use ctx.start."
             )
-        said = {
+        placed: dict[str, Any] = {
             "queue": queue,
-            "priority": priority or None,
+            "priority": priority,
             "fair_key": fair_key,
             "delay": delay,
             "start_at": start_at,
         }
-        options = start_options(
-            now=execution.host.clock.now(),
-            queue=queue,
-            priority=priority,
-            fair_key=fair_key,
-            delay=delay,
-            start_at=start_at,
-        )
-        digest = identity(target, (task, workflow, run_id, session_id), _said(said))
+        options = start_options(now=execution.host.clock.now(), **placed)
+        digest = identity(target, (task, workflow, run_id, session_id), _said(placed))
         call = ChildCall(
             execution,
             branch,
@@ -324,24 +317,17 @@ class Context(ParallelContext, StepInjected):
         branch = execution.branch()
         target = subjects.agent_name(agent)
         child = self._child_id(run_id, branch.prefix, branch.taken + 1)
-        options = start_options(
-            now=execution.host.clock.now(),
-            queue=queue,
-            priority=priority,
-            fair_key=fair_key,
-            delay=delay,
-            start_at=start_at,
-        )
-        start = new_start(child, target, task, workflow=workflow, session_id=session_id, options=options)
-        self._refuse_large(f"the task of {target}", start.task)
-        more = {
+        placed: dict[str, Any] = {
             "queue": queue,
-            "priority": priority or None,
+            "priority": priority,
             "fair_key": fair_key,
             "delay": delay,
             "start_at": start_at,
         }
-        digest = identity(target, (task, workflow, run_id, session_id), _said(more))
+        options = start_options(now=execution.host.clock.now(), **placed)
+        start = new_start(child, target, task, workflow=workflow, session_id=session_id, options=options)
+        self._refuse_large(f"the task of {target}", start.task)
+        digest = identity(target, (task, workflow, run_id, session_id), _said(placed))
         said = encode({"run_id": child, "agent": target}, what="child")
         return RecordCall(
             execution,
@@ -474,5 +460,5 @@ def _said(options: Mapping[str, Any]) -> dict[str, Any]:
         if key == "delay"
         else value
         for key, value in options.items()
-        if value is not None
+        if value is not None and (key, value) != ("priority", 0)
     }
