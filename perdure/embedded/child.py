@@ -23,6 +23,7 @@ from perdure.errors import SetupError
 _PR_SET_PDEATHSIG = 1
 _POLL = 0.01
 _LOG_LIMIT = 16_000_000
+_TAKEN = "address already in use"
 # Loaded before any fork: a child between fork and exec may not load libraries.
 _libc = ctypes.CDLL(None) if sys.platform == "linux" else None
 
@@ -138,6 +139,11 @@ def last_words(log_file: Path, begin: int, *, lines: int = 3) -> str:
     except OSError as error:
         return f"its log cannot be read: {error}"
     return " | ".join(_readable(line.strip()) for line in said[-lines:])
+
+
+def port_was_taken(log_file: Path, begin: int) -> bool:
+    """Whether a child ended because it could not listen: every server says so in the system's own words."""
+    return _TAKEN in last_words(log_file, begin, lines=50).lower()
 
 
 def _readable(line: str) -> str:

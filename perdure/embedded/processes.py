@@ -14,7 +14,7 @@ from uuid import uuid4
 
 from nats.aio.client import Client
 
-from perdure.embedded.child import Child, begin_log, last_words
+from perdure.embedded.child import Child, begin_log, last_words, port_was_taken
 from perdure.embedded.ports import HOST, free_port, is_free
 from perdure.embedded.presence import instances
 from perdure.errors import SetupError
@@ -147,8 +147,9 @@ class PlatformProcess:
             try:
                 await self._start()
             except SetupError:
-                # Another program took the port since it was looked at: at a first start another port will do.
-                if self._settled or self.port is None or self.running or is_free(self.port):
+                # Another program took the port since it was looked at: at a first start another port will do. Not
+                # asked of the port: that program may have given it back by now.
+                if self._settled or self.port is None or not port_was_taken(self.log_file, self._log_begins):
                     raise
                 self.port = free_port()
             else:

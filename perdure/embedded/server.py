@@ -12,14 +12,13 @@ from typing import ClassVar
 from uuid import uuid4
 
 from perdure.embedded.accounts import Account
-from perdure.embedded.child import Child, begin_log, last_words
+from perdure.embedded.child import Child, begin_log, last_words, port_was_taken
 from perdure.embedded.ports import HOST, free_port, is_free
 from perdure.errors import SetupError
 
 _POLL = 0.01
 _PORT_TRIES = 10
 _OTHER_TRIES = 5
-_TAKEN = "address already in use"
 
 
 class EmbeddedServer(ABC):
@@ -168,8 +167,7 @@ class EmbeddedServer(ABC):
         )
 
     def _port_was_taken(self) -> bool:
-        """Whether the child ended because it could not listen: every server says so in the system's own words."""
-        return _TAKEN in last_words(self.log_file, self._log_begins, lines=50).lower()
+        return port_was_taken(self.log_file, self._log_begins)
 
     def _said(self) -> str:
         return last_words(self.log_file, self._log_begins) or f"exit code {self.exit_code}, no output"

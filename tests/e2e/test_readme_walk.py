@@ -94,6 +94,9 @@ async def running(folder: Path, script: str) -> AsyncIterator[list[str]]:
     reading = asyncio.create_task(read())
     try:
         yield lines
+    except BaseException as error:
+        error.add_note(f"{script} (exit code {process.returncode}) had printed:\n" + "\n".join(lines))
+        raise
     finally:
         if process.returncode is None:
             process.terminate()
