@@ -87,6 +87,28 @@ async def test_a_renamed_row_left_one_agent_and_came_to_the_other(pool: Pool) ->
     assert (await history(pool))[1:] == [(2, "a", "k", "1", None), (2, "b", "k", None, "1")]
 
 
+async def test_a_row_that_moves_from_a_secret_key_may_have_a_plain_value_and_none_that_moves_to_one(pool: Pool) -> None:
+    await pool.execute(PUT, "a", "llm_api_key", "secret://env/KEY")
+    move = "UPDATE agent_configurations SET config_key = $1, config_value = $2"
+    await pool.execute(move, "greeting", "hello")
+    with pytest.raises(asyncpg.CheckViolationError):
+        await pool.execute(move, "llm_api_key", "sk-plain")
+    assert (await history(pool))[1:] == [
+        (2, "a", "greeting", None, "hello"),
+        (2, "a", "llm_api_key", "secret://env/KEY", None),
+    ]
+
+
+async def test_the_newest_revision_of_each_layer_is_known_also_when_its_rows_are_gone(pool: Pool) -> None:
+    assert await pool.fetch("SELECT * FROM config_heads") == []
+    for layer in ("b", "*", "b@host", "a", "b"):
+        await pool.execute(PUT, layer, "k", f"of {layer}")
+        await pool.execute(PUT, layer, "k2", "x")
+    await pool.execute("DELETE FROM agent_configurations WHERE agent_name = 'b@host'")
+    heads = dict(await pool.fetch("SELECT agent_name, revision FROM config_heads"))
+    assert heads == {"*": 4, "a": 8, "b": 2, "b@host": 9}
+
+
 async def test_who_changed_it_is_the_sql_user_or_what_the_transaction_says(pool: Pool) -> None:
     await pool.execute(PUT, "a", "k", "1")
     async with pool.acquire() as connection, connection.transaction():
@@ -133,7 +155,7 @@ async def test_names_take_their_one_form_or_are_refused(pool: Pool) -> None:
 
 async def test_a_plain_secret_is_refused_before_it_reaches_history(pool: Pool) -> None:
     for layer in ("*", "assistant", "assistant@host"):
-        with pytest.raises(asyncpg.CheckViolationError) as refused:
+        with pytest.raises(asyncpg.CheckViolationError, match="is a secret key") as refused:  # before its history
             await pool.execute(PUT, layer, "llm_api_key", "sk-plain-text")
         assert "secret://env" in (refused.value.hint or "")
         assert "sk-plain-text" not in f"{refused.value} {refused.value.hint} {refused.value.detail}"

@@ -50,7 +50,11 @@ SELECT set_config('perdure.changed_by', $1, TRUE);
 SELECT revision FROM config_counter FOR UPDATE;
 
 -- name: head_of_layers
-SELECT coalesce(max(revision), 0) AS revision FROM config_heads WHERE agent_name = ANY($1::text[]);
+SELECT coalesce(max(head.revision), 0) AS revision
+FROM unnest($1::text[]) AS layer(agent_name)
+CROSS JOIN LATERAL (
+    SELECT max(history.revision) AS revision FROM config_history AS history WHERE history.agent_name = layer.agent_name
+) AS head;
 
 -- name: put_rows
 -- Ordered by key: two writers of the same agent take their row locks in one order.
