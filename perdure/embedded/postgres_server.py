@@ -82,13 +82,14 @@ class PostgresServer(EmbeddedServer):
         if not await asyncio.to_thread(self._listens):
             return False
         try:
-            connection = await asyncpg.connect(self.url, timeout=2)
-        except asyncpg.InvalidCatalogNameError:
-            await self._create_database()
+            try:
+                connection = await asyncpg.connect(self.url, timeout=2)
+            except asyncpg.InvalidCatalogNameError:
+                await self._create_database()
+                return False
+            await connection.close(timeout=2)
+        except (OSError, TimeoutError, asyncpg.PostgresError):  # on a busy machine, each of them: the next look may do
             return False
-        except (OSError, TimeoutError, asyncpg.PostgresError):
-            return False
-        await connection.close(timeout=2)
         return True
 
     async def stop(self, *, timeout: float = 20.0) -> None:
@@ -198,7 +199,7 @@ class PostgresServer(EmbeddedServer):
         return folder
 
     async def _create_database(self) -> None:
-        connection = await asyncpg.connect(self.url_of("postgres"), timeout=5)
+        connection = await asyncpg.connect(self.url_of("postgres"), timeout=self.start_timeout)
         try:
             await connection.execute(f'CREATE DATABASE "{DATABASE}"')
         finally:

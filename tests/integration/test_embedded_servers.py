@@ -82,6 +82,23 @@ async def test_an_interrupted_first_start_of_postgres_leaves_nothing_that_hinder
         await server.stop()
 
 
+async def test_a_postgres_too_busy_to_make_its_database_at_once_is_asked_again(monkeypatch: pytest.MonkeyPatch):
+    make, asked = PostgresServer._create_database, []
+
+    async def busy(server: PostgresServer) -> None:
+        asked.append(server)
+        if len(asked) == 1:
+            raise TimeoutError
+        await make(server)
+
+    monkeypatch.setattr(PostgresServer, "_create_database", busy)
+    with temporary_folder("busy") as home:
+        server = PostgresServer(home, fast=True)
+        await server.start()
+        await server.stop()
+    assert len(asked) > 1
+
+
 async def test_the_late_reply_of_a_cancelled_redis_command_never_reaches_the_next_caller(redis: Redis):
     await redis.set("mine", b"mine")
     for _ in range(20):
