@@ -82,6 +82,11 @@ class Settings(BaseSettings):
     encryption_keys: str = Field("", repr=False, description="id:base64,…: the first key seals, all of them open")
     codec: str = Field("", description="module:function that makes another codec than the one of the keys")
 
+    # -- the console --
+    console_host: str = "127.0.0.1"
+    console_port: int = Field(8080, ge=0, le=65_535)
+    gateway_url: str = Field("http://127.0.0.1:8000", pattern=r"^https?://", description="the gateway that is asked")
+
     # -- the gateway --
     gateway_host: str = "127.0.0.1"
     gateway_port: int = Field(8000, ge=0, le=65_535)
@@ -131,7 +136,12 @@ class Settings(BaseSettings):
         """An empty address says that there is none, as `NATS_URL=${NATS_URL:-}` in a compose file does."""
         addresses = (
             *("nats_url", "database_url", "redis_url", "consul_http_addr", "consul_http_token"),
-            *("perdure_gateway_secret", "perdure_gateway_jwt_issuer", "perdure_gateway_jwks_url"),
+            *(
+                "perdure_gateway_url",
+                "perdure_gateway_secret",
+                "perdure_gateway_jwt_issuer",
+                "perdure_gateway_jwks_url",
+            ),
             *("gateway_secret", "gateway_jwt_issuer", "gateway_jwks_url"),
         )
         return {name: value for name, value in said.items() if value or name.lower() not in addresses}

@@ -109,6 +109,8 @@ def origins(settings: Settings) -> frozenset[str]:
 
 def check_local(method: str, headers: Mapping[str, str], allowed: frozenset[str] = frozenset()) -> None:
     """Refuse what a page of another site makes a browser send to a server on its own machine. Raises `Forbidden`."""
+    if "x-forwarded-for" in headers or "forwarded" in headers:
+        raise Forbidden("this came through a proxy, from whomever: make a key (`perdure key create`) and send it along")
     host = urlsplit(f"//{headers.get('host', '')}").hostname or ""
     if not is_loopback(host):
         raise Forbidden(f"host {host!r} is not this machine: without keys only localhost and 127.0.0.1 are answered")

@@ -24,7 +24,7 @@ from perdure.bus.streams import ensure_streams
 from perdure.embedded.nats_server import NatsServer
 from perdure.embedded.offline_server import OfflineServer
 from perdure.embedded.postgres_server import PostgresServer
-from perdure.embedded.processes import GATEWAY, PlatformProcess, ProcessSpec, declared_processes, in_waves
+from perdure.embedded.processes import CONSOLE, GATEWAY, PlatformProcess, ProcessSpec, declared_processes, in_waves
 from perdure.embedded.redis_server import RedisServer
 from perdure.embedded.server import EmbeddedServer
 from perdure.embedded.state import (
@@ -161,9 +161,12 @@ class Platform:
             PlatformProcess(spec, home=self.home, env=env, nc=self._nc, free_port=self._free_ports) for spec in wave
         ]
         await self._start_parts(parts)
-        for part in parts:
-            if part.name == GATEWAY.name:
-                self.urls = replace(self.urls, gateway_url=part.url)
+        url_of = {part.name: part.url for part in parts}
+        self.urls = replace(
+            self.urls,
+            gateway_url=url_of.get(GATEWAY.name, self.urls.gateway_url),
+            console_url=url_of.get(CONSOLE.name, self.urls.console_url),
+        )
 
     async def _start_parts(self, parts: Sequence[EmbeddedServer | PlatformProcess]) -> None:
         # Known before they run, so that a failure or a signal in between stops them too.

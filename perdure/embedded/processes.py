@@ -49,7 +49,10 @@ GATEWAY = ProcessSpec(
     port=8000,
     port_variable="PERDURE_GATEWAY_PORT",
 )
-SERVICES = (*CORE, GATEWAY)
+CONSOLE = ProcessSpec(
+    "console", ("-m", "services.console"), after=(GATEWAY.name,), port=8080, port_variable="PERDURE_CONSOLE_PORT"
+)
+SERVICES = (*CORE, GATEWAY, CONSOLE)
 
 
 def declared_processes(settings: Settings) -> list[ProcessSpec]:
@@ -58,7 +61,8 @@ def declared_processes(settings: Settings) -> list[ProcessSpec]:
     Raises `SetupError` for an agent whose file is not there.
     """
     gateway = replace(GATEWAY, port=settings.gateway_port)
-    return [*CORE, gateway, *(_agent(name) for name in settings.agents.split(",") if name.strip())]
+    console = replace(CONSOLE, port=settings.console_port)
+    return [*CORE, gateway, console, *(_agent(name) for name in settings.agents.split(",") if name.strip())]
 
 
 def _agent(said: str) -> ProcessSpec:

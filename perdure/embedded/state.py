@@ -29,7 +29,8 @@ class AlreadyRunning(SetupError):
 class PlatformUrls:
     """Where a platform is.
 
-    `offline_model_url` is set when the offline model stands in for a real one, `gateway_url` when a gateway runs.
+    `offline_model_url` is set when the offline model stands in for a real one, `gateway_url` and
+    `console_url` when these run.
     """
 
     nats_url: str
@@ -37,12 +38,15 @@ class PlatformUrls:
     redis_url: str
     offline_model_url: str | None = None
     gateway_url: str | None = None
+    console_url: str | None = None
 
     def environment(self) -> dict[str, str]:
         """The variables that make a process use this platform."""
         said = {"NATS_URL": self.nats_url, "DATABASE_URL": self.database_url, "REDIS_URL": self.redis_url}
         if self.gateway_url:
             said["PERDURE_GATEWAY_URL"] = self.gateway_url
+        if self.console_url:
+            said["PERDURE_CONSOLE_URL"] = self.console_url
         if self.offline_model_url:
             said["OPENAI_BASE_URL"] = self.offline_model_url
             said["OPENAI_API_KEY"] = "offline"

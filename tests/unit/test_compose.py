@@ -26,7 +26,7 @@ CONDITIONS = {"service_healthy", "service_completed_successfully"}
 def test_every_part_of_the_platform_is_there():
     assert set(PARTS) == {
         *("nats", "postgres", "redis", "consul", "migrations", "offline-model"),
-        *("config-manager", "scheduler", "gateway", "assistant", "activation"),
+        *("config-manager", "scheduler", "gateway", "console", "assistant", "activation"),
     }
 
 
