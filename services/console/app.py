@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mimetypes
 from pathlib import Path
 from typing import Final
 
@@ -35,6 +36,7 @@ def create_app(relay: Relay, *, local: bool) -> ASGIApp:
         via = None if local else (request.client.host if request.client else "unknown")
         return await relay.pass_on(request, via=via)
 
+    mimetypes.init()  # reads the system's tables, which the first file would else do in the event loop
     app = Starlette(
         routes=[
             Route("/", _page),
