@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import inspect
 import re
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from typing import Annotated, Any, Final, get_args
+from typing import Annotated, Any, Final, cast, get_args
 
 import typer
 
@@ -40,119 +43,104 @@ _DONE: Final = {
 }
 
 
-def register(app: typer.Typer) -> None:
-    """Add the commands."""
-    for command in (cancel, terminate, pause, resume, restart):
-        app.command()(command)
+@dataclass(frozen=True, slots=True)
+class _Given:
+    """What a command for one run was given beside its id."""
+
+    reason: str | None
+    wait: bool
+    output: Output
 
 
-def cancel(
-    run_id: _MaybeRunId = None, *, reason: _Reason = None, everything: _All = False, agent: _Agent = None,
-    status: _Status = None, workflow: _Workflow = None, version: _Version = None, older_than: _Older = None,
-    dry_run: _Dry = False, yes: _Yes = False, output: Out = Output.TABLE,
-) -> None:  # fmt: skip
+_One = Callable[[Client, str, _Given], Awaitable[None]]
+_OWN: Final = frozenset({"reason", "wait"})  # options that only some of the commands have
+
+
+def _command(*own: str) -> Callable[[_One], Callable[..., None]]:
+    """Make a command of what is done to one run: with RUN_ID that, without it the same for all that options find."""
+
+    def decorate(one: _One) -> Callable[..., None]:
+        action = cast("BulkAction", one.__name__)
+
+        def command(
+            run_id: _MaybeRunId = None, *, reason: _Reason = None, wait: Wait = False, everything: _All = False,
+            agent: _Agent = None, status: _Status = None, workflow: _Workflow = None, version: _Version = None,
+            older_than: _Older = None, dry_run: _Dry = False, yes: _Yes = False, output: Out = Output.TABLE,
+        ) -> None:  # fmt: skip
+            if run_id is None:
+                wanted = _wanted(agent, status, workflow, version, older_than)
+                _many(action, wanted, everything=everything, yes=yes, dry_run=dry_run, reason=reason)
+                return
+            given = _Given(reason, wait, output)
+            working(lambda client: one(client, run_id, given))
+
+        full = inspect.signature(command, eval_str=True)
+        shown = [each for each in full.parameters.values() if each.name not in _OWN.difference(own)]
+        command.__signature__ = full.replace(parameters=shown)  # type: ignore[attr-defined]  # what Typer reads
+        command.__name__, command.__doc__ = one.__name__, one.__doc__
+        return command
+
+    return decorate
+
+
+@_command("reason")
+async def cancel(client: Client, run_id: str, given: _Given) -> None:
     """End a run and its children as `cancelled`; their code may tidy up and undo. One that has ended stays as it is.
 
     Without RUN_ID: all runs that the options find.
     """
-    if run_id is None:
-        wanted = _wanted(agent, status, workflow, version, older_than)
-        _many("cancel", wanted, everything=everything, yes=yes, dry_run=dry_run, reason=reason)
-        return
-
-    async def work(client: Client) -> None:
-        handle = await client.get(run_id)
-        await handle.cancel(reason)
-        await tell(handle, output)
-
-    working(work)
+    handle = await client.get(run_id)
+    await handle.cancel(given.reason)
+    await tell(handle, given.output)
 
 
-def terminate(
-    run_id: _MaybeRunId = None, *, reason: _Reason = None, everything: _All = False, agent: _Agent = None,
-    status: _Status = None, workflow: _Workflow = None, version: _Version = None, older_than: _Older = None,
-    dry_run: _Dry = False, yes: _Yes = False, output: Out = Output.TABLE,
-) -> None:  # fmt: skip
+@_command("reason")
+async def terminate(client: Client, run_id: str, given: _Given) -> None:
     """End a run and its children at once: none of their code runs any more, nothing is undone.
 
     Without RUN_ID: all runs that the options find.
     """
-    if run_id is None:
-        wanted = _wanted(agent, status, workflow, version, older_than)
-        _many("terminate", wanted, everything=everything, yes=yes, dry_run=dry_run, reason=reason)
-        return
-
-    async def work(client: Client) -> None:
-        handle = await client.get(run_id)
-        await handle.terminate(reason)
-        await tell(handle, output)
-
-    working(work)
+    handle = await client.get(run_id)
+    await handle.terminate(given.reason)
+    await tell(handle, given.output)
 
 
-def pause(
-    run_id: _MaybeRunId = None, *, everything: _All = False, agent: _Agent = None, status: _Status = None,
-    workflow: _Workflow = None, version: _Version = None, older_than: _Older = None, dry_run: _Dry = False,
-    yes: _Yes = False, output: Out = Output.TABLE,
-) -> None:  # fmt: skip
+@_command()
+async def pause(client: Client, run_id: str, given: _Given) -> None:
     """Let a run end the steps under way and begin nothing more, until `perdure runs resume`.
 
     Without RUN_ID: all runs that the options find.
     """
-    if run_id is None:
-        wanted = _wanted(agent, status, workflow, version, older_than)
-        _many("pause", wanted, everything=everything, yes=yes, dry_run=dry_run)
-        return
-
-    async def work(client: Client) -> None:
-        handle = await client.get(run_id)
-        await handle.pause()
-        await tell(handle, output)
-
-    working(work)
+    handle = await client.get(run_id)
+    await handle.pause()
+    await tell(handle, given.output)
 
 
-def resume(
-    run_id: _MaybeRunId = None, *, wait: Wait = False, everything: _All = False, agent: _Agent = None,
-    status: _Status = None, workflow: _Workflow = None, version: _Version = None, older_than: _Older = None,
-    dry_run: _Dry = False, yes: _Yes = False, output: Out = Output.TABLE,
-) -> None:  # fmt: skip
+@_command("wait")
+async def resume(client: Client, run_id: str, given: _Given) -> None:
     """Bring back a failed, dead, blocked, paused or needs_review run; it goes on after its last journaled step.
 
     Without RUN_ID: all runs that the options find; --status must be among them.
     """
-    if run_id is None:
-        wanted = _wanted(agent, status, workflow, version, older_than)
-        _many("resume", wanted, everything=everything, yes=yes, dry_run=dry_run)
-        return
-
-    async def work(client: Client) -> None:
-        await go_on(await client.resume(run_id), client, output, wait=wait)
-
-    working(work)
+    await go_on(await client.resume(run_id), client, given.output, wait=given.wait)
 
 
-def restart(
-    run_id: _MaybeRunId = None, *, wait: Wait = False, everything: _All = False, agent: _Agent = None,
-    status: _Status = None, workflow: _Workflow = None, version: _Version = None, older_than: _Older = None,
-    dry_run: _Dry = False, yes: _Yes = False, output: Out = Output.TABLE,
-) -> None:  # fmt: skip
+@_command("wait")
+async def restart(client: Client, run_id: str, given: _Given) -> None:
     """Start a new run with the task of another, from its beginning; its id is printed, and the other stays.
 
     Without RUN_ID: all runs that the options find; --status must be among them.
     """
-    if run_id is None:
-        wanted = _wanted(agent, status, workflow, version, older_than)
-        _many("restart", wanted, everything=everything, yes=yes, dry_run=dry_run)
-        return
+    handle = await client.restart(run_id)
+    if given.output is Output.TABLE:
+        out.print(handle.run_id)
+    await go_on(handle, client, given.output, wait=given.wait)
 
-    async def work(client: Client) -> None:
-        handle = await client.restart(run_id)
-        if output is Output.TABLE:
-            out.print(handle.run_id)
-        await go_on(handle, client, output, wait=wait)
 
-    working(work)
+def register(app: typer.Typer) -> None:
+    """Add the commands."""
+    for command in (cancel, terminate, pause, resume, restart):
+        app.command()(command)
 
 
 def _wanted(
@@ -182,7 +170,7 @@ def _many(
     everything: bool,
     yes: bool,
     dry_run: bool,
-    reason: str | None = None,
+    reason: str | None,
 ) -> None:
     """Count, ask, and do it page by page."""
     if not wanted and not everything:
