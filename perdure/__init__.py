@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from perdure.lazy import exports
 
 if TYPE_CHECKING:
+    from perdure.agent.a2a import A2aAgent
     from perdure.agent.base import BaseAgent
     from perdure.agent.durable import DurableAgent
     from perdure.agent.hooks import Hooks, Verdict
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 
 # Where each name lives. They are imported when they are first asked for: a step needs no HTTP client to start.
 _HOMES = {
+    "A2aAgent": "perdure.agent.a2a",
     "AgentConfig": "perdure.config.snapshot",
     "AgentRunner": "perdure.runner.runner",
     "BaseAgent": "perdure.agent.base",
@@ -58,6 +60,7 @@ _HOMES = {
 }
 
 __all__ = [
+    "A2aAgent",
     "AgentConfig",
     "AgentRunner",
     "BaseAgent",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -62,6 +63,63 @@ async def web(settings: Settings, platform: InProcess | None = None, **changed: 
             yield Web(gateway, http)
     finally:
         await gateway.stop()
+
+
+class Relay:
+    """An address in front of gateways whose connections a test may cut. `ports` are taken in turns."""
+
+    def __init__(self, *ports: int) -> None:
+        self.ports = list(ports)
+        self.port = 0
+        self.taken = 0
+        self._open: set[asyncio.StreamWriter] = set()
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    def cut(self) -> None:
+        """Break every connection off."""
+        for writer in self._open:
+            writer.transport.abort()
+
+    async def _take(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        port = self.ports[self.taken % len(self.ports)]
+        self.taken += 1
+        try:
+            there, back = await asyncio.open_connection("127.0.0.1", port)
+        except OSError:
+            writer.transport.abort()
+            return
+        self._open |= {writer, back}
+        try:
+            await asyncio.gather(self._pass(reader, back), self._pass(there, writer))
+        finally:
+            self._open -= {writer, back}
+
+    async def _pass(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            while data := await reader.read(65_536):
+                writer.write(data)
+                await writer.drain()
+        except OSError:
+            pass
+        finally:
+            writer.close()
+
+
+@asynccontextmanager
+async def relay(*ports: int) -> AsyncIterator[Relay]:
+    """A relay that ends with the block."""
+    made = Relay(*ports)
+    server = await asyncio.start_server(made._take, "127.0.0.1", 0)
+    made.port = server.sockets[0].getsockname()[1]
+    try:
+        yield made
+    finally:
+        made.cut()
+        server.close()
+        await server.wait_closed()
 
 
 @dataclass

@@ -13,13 +13,22 @@ from a2a.server.request_handlers.request_handler import RequestHandler, validate
 from a2a.server.request_handlers.response_helpers import agent_card_to_dict
 from a2a.server.routes.common import ServerCallContextBuilder
 from a2a.server.routes.jsonrpc_dispatcher import JsonRpcDispatcher
-from a2a.types import AgentCapabilities, AgentCard, AgentInterface, AgentSkill, Task
+from a2a.types import (
+    AgentCapabilities,
+    AgentCard,
+    AgentInterface,
+    AgentSkill,
+    ListTaskPushNotificationConfigsResponse,
+    Task,
+    TaskPushNotificationConfig,
+)
 from a2a.utils import errors as a2a_errors
 from starlette.requests import Request
 from starlette.responses import Response
 
 from perdure.client.handle import RunHandle
 from perdure.client.types import STOPPED, TERMINAL, TERMINAL_EVENTS
+from perdure.edge import a2a_push
 from perdure.edge.a2a_tasks import given, task_of, told, what_to_do
 from perdure.edge.callers import Caller
 from perdure.edge.door import Door
@@ -43,7 +52,7 @@ def card(agent: str, description: str, url: str, version: str) -> dict[str, Any]
             AgentInterface(url=url, protocol_binding="JSONRPC", protocol_version="1.0"),
             AgentInterface(url=url, protocol_binding="JSONRPC", protocol_version="0.3"),
         ],
-        capabilities=AgentCapabilities(streaming=True, push_notifications=False),
+        capabilities=AgentCapabilities(streaming=True, push_notifications=True),
         default_input_modes=["text/plain", "application/json"],
         default_output_modes=["text/plain", "application/json"],
         skills=[AgentSkill(id="run", name=agent, description=description, tags=["agent"])],
@@ -66,6 +75,11 @@ class _Contexts(ServerCallContextBuilder):
     def build(self, request: Request) -> ServerCallContext:
         state = {"headers": dict(request.headers), "caller": request.state.caller, "agent": request.state.agent}
         return ServerCallContext(state=state)
+
+
+def _form(context: ServerCallContext) -> str:
+    """The version that the client speaks: those of 0.3 send no header."""
+    return "1.0" if context.state["headers"].get("a2a-version", "").startswith("1.") else "0.3"
 
 
 def _error(error: Exception) -> a2a_errors.A2AError:
@@ -161,14 +175,47 @@ class _Runs(RequestHandler):
         except TimeoutError:
             return task_of(await run.details(steps=False))
 
+    @_unary
+    async def on_create_task_push_notification_config(
+        self, params: Any, context: ServerCallContext
+    ) -> TaskPushNotificationConfig:
+        context.state["caller"].need("operator")
+        run = await self._whole(params.task_id, context)
+        return await a2a_push.keep(self.door, run["run_id"], params, _form(context))
+
+    @_unary
+    async def on_get_task_push_notification_config(
+        self, params: Any, context: ServerCallContext
+    ) -> TaskPushNotificationConfig:
+        run = await self._whole(params.task_id, context)
+        found = await a2a_push.of_run(self.door, run["run_id"], params.id or run["run_id"])
+        if not found:
+            raise NotFound(f"task {run['run_id']} has no push notification configuration {params.id!r}")
+        return found[0]
+
+    @_unary
+    async def on_list_task_push_notification_configs(
+        self, params: Any, context: ServerCallContext
+    ) -> ListTaskPushNotificationConfigsResponse:
+        run = await self._whole(params.task_id, context)
+        return ListTaskPushNotificationConfigsResponse(configs=await a2a_push.of_run(self.door, run["run_id"]))
+
+    @_unary
+    async def on_delete_task_push_notification_config(self, params: Any, context: ServerCallContext) -> None:
+        context.state["caller"].need("operator")
+        run = await self._whole(params.task_id, context)
+        await a2a_push.drop(self.door, run["run_id"], params.id or run["run_id"])
+
     async def _started(self, params: Any, context: ServerCallContext) -> RunHandle:
         """The run of a message: the same message again is the same run."""
         caller: Caller = context.state["caller"]
         agent: str = context.state["agent"]
         caller.need("operator")
         message = params.message
+        push = None
         if params.configuration.HasField("task_push_notification_config"):
-            raise a2a_errors.PushNotificationNotSupportedError
+            push = params.configuration.task_push_notification_config
+            a2a_push.checked(self.door, push)  # before anything is started
         if message.task_id:
             await self._whole(message.task_id, context)
             raise a2a_errors.UnsupportedOperationError(
@@ -176,7 +223,10 @@ class _Runs(RequestHandler):
             )
         run_id = caller.own(run_id_of(message.message_id or uuid4().hex, None, agent, "a2a") or "")
         session = caller.own(message.context_id, field="contextId") if message.context_id else run_id
-        return await self.door.client.start(agent, what_to_do(message), run_id=run_id, session_id=session)
+        run = await self.door.client.start(agent, what_to_do(message), run_id=run_id, session_id=session)
+        if push is not None:
+            await a2a_push.keep(self.door, run.run_id, push, _form(context))
+        return run
 
     async def _whole(self, task_id: str, context: ServerCallContext) -> dict[str, Any]:
         """A run of this agent that the caller may see. Raises `NotFound`."""
@@ -242,8 +292,4 @@ class _Runs(RequestHandler):
 
     # what is not offered, as the card says
     on_list_tasks = _refuse(a2a_errors.UnsupportedOperationError)
-    on_create_task_push_notification_config = _refuse(a2a_errors.PushNotificationNotSupportedError)
-    on_get_task_push_notification_config = _refuse(a2a_errors.PushNotificationNotSupportedError)
-    on_list_task_push_notification_configs = _refuse(a2a_errors.PushNotificationNotSupportedError)
-    on_delete_task_push_notification_config = _refuse(a2a_errors.PushNotificationNotSupportedError)
     on_get_extended_agent_card = _refuse(a2a_errors.ExtendedAgentCardNotConfiguredError)

@@ -65,6 +65,16 @@ def task_of(run: Mapping[str, Any]) -> Task:
     return task
 
 
+def pushed(run: Mapping[str, Any], form: str) -> bytes:
+    """What a push notification says of a run: the task, as clients of this version of the protocol read it."""
+    task = task_of(run)
+    if form == "0.3":
+        from a2a.compat.v0_3.conversions import to_compat_task  # noqa: PLC0415 -- rare
+
+        return to_compat_task(task).model_dump_json(by_alias=True, exclude_none=True).encode()
+    return orjson.dumps({"task": MessageToDict(task)})
+
+
 def status_of(run: Mapping[str, Any], text: str | None = None) -> TaskStatus:
     """How a run is; with `text` as what is said of it, else why it failed."""
     status = TaskStatus(state=STATES.get(run["status"], TaskState.TASK_STATE_WORKING))

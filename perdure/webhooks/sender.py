@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Mapping
 from typing import Final
 
 import aiohttp
@@ -36,8 +37,10 @@ class WebhookSender:
         self._connections = connections
         self._session: aiohttp.ClientSession | None = None
 
-    async def send(self, url: str, message_id: str, body: bytes, secret: str) -> None:
-        """POST `body` (JSON) with the headers `webhook-id`, `webhook-timestamp` and `webhook-signature`.
+    async def send(
+        self, url: str, message_id: str, body: bytes, secret: str, more: Mapping[str, str] | None = None
+    ) -> None:
+        """POST `body` (JSON) with the headers `webhook-id`, `webhook-timestamp` and `webhook-signature`, and `more`.
 
         Any 2xx answer is a delivery; its body is not read. Raises `NotDelivered` for everything else.
         """
@@ -48,6 +51,7 @@ class WebhookSender:
         except ValueError as error:
             raise NotDelivered(str(error), permanent=True) from None
         headers = {
+            **(more or {}),
             "Content-Type": "application/json",
             "User-Agent": "perdure-webhooks",
             "webhook-id": message_id,

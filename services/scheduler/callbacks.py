@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+from importlib import import_module
 from typing import Any, Final
 
 import asyncpg
@@ -21,7 +22,9 @@ from perdure.settings import Settings
 from perdure.store.failures import CONNECTION_ERRORS
 from perdure.store.postgres import Pool
 from perdure.store.queries import load_queries
+from perdure.store.vault import Spot, Unreadable, vault_of
 from perdure.webhooks import NotDelivered, WebhookSender
+from perdure.webhooks.signing import SHORTEST
 
 _SQL = load_queries("ends.sql")
 log = structlog.get_logger(__name__)
@@ -75,7 +78,11 @@ class Callbacks:
     async def _one(self, row: asyncpg.Record, run: End | None) -> None:
         try:
             try:
-                await self._send(decode(row["target"]), row["callback_id"], _body(row, run))
+                target = decode(row["target"])
+                if "push" in target:
+                    await self._push(row, target["push"], run)
+                else:
+                    await self._send(target, row["callback_id"], _body(row, run))
             except NotDelivered as error:
                 await self._failed(row, error)
             else:
@@ -89,11 +96,26 @@ class Callbacks:
         if "subject" in target:
             await self._publish(target["subject"], callback_id, body)
             return
+        await self._sender.send(target["url"], callback_id, body, await _secret(target["secret"]))
+
+    async def _push(self, row: asyncpg.Record, config_id: str, run: End | None) -> None:
+        """A push notification of A2A: the task, signed with the token of whoever asked for it, else with our secret."""
+        asked = await self._pool.fetchrow(_SQL["push_of"], row["run_id"], config_id)
+        if asked is None or run is None:
+            raise NotDelivered("its push notification configuration is gone", permanent=True)
         try:
-            secret = await resolve_secret(target["secret"])
-        except (SetupError, ValueError) as error:
+            said = orjson.loads(vault_of(self._pool).unseal(asked["secrets"], Spot("push", row["run_id"], config_id)))
+        except Unreadable as error:
             raise NotDelivered(str(error)) from None
-        await self._sender.send(target["url"], callback_id, body, secret)
+        token, credentials = said.get("token", ""), said.get("credentials")
+        more = {"X-A2A-Notification-Token": token} if token else {}
+        if credentials:
+            more["Authorization"] = f"{said['scheme']} {credentials}"
+        secret = token if len(token) >= SHORTEST else await _secret(self._settings.callback_secret)
+        # loaded with the first of them: who has none does not pay for the protocol's library
+        library = await asyncio.to_thread(import_module, "perdure.edge.a2a_tasks")
+        body = library.pushed(_task(row, run), asked["form"])
+        await self._sender.send(asked["url"], row["callback_id"], body, secret, more)
 
     async def _publish(self, subject: str, callback_id: str, body: bytes) -> None:
         """A subject that a stream covers is delivered to when the stream has acknowledged it."""
@@ -123,6 +145,24 @@ class Callbacks:
             reason=str(error),
         )
         await self._pool.execute(_SQL["callback_failed"], row["callback_id"], str(error)[:1000], wait)
+
+
+async def _secret(reference: str | None) -> str:
+    if reference is None:
+        raise NotDelivered("PERDURE_CALLBACK_SECRET is not set, and nothing else was given to sign it with")
+    try:
+        return await resolve_secret(reference)
+    except (SetupError, ValueError) as error:
+        raise NotDelivered(str(error)) from None
+
+
+def _task(row: asyncpg.Record, end: End) -> dict[str, Any]:
+    """The run as it was when it stopped; without the outcome when it has gone on since."""
+    run, reply = end
+    said = {"run_id": row["run_id"], "session_id": run["session_id"], "status": row["status"]}
+    if run["status"] == row["status"] and (run["end_seq"] or 0) == row["end_seq"]:
+        said |= {key: reply[key] for key in ("output", "error") if key in reply}
+    return said
 
 
 def _body(row: asyncpg.Record, end: End | None) -> bytes:

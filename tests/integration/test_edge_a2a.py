@@ -3,91 +3,25 @@
 from __future__ import annotations
 
 import asyncio
-from contextlib import asynccontextmanager
 from typing import Any
 
-import httpx
 import pytest
-from a2a.client import ClientConfig, create_client
-from a2a.types import (
-    CancelTaskRequest,
-    GetTaskRequest,
-    Message,
-    Part,
-    Role,
-    SendMessageRequest,
-    SubscribeToTaskRequest,
-    TaskState,
-)
+from a2a.types import CancelTaskRequest, GetTaskRequest, SubscribeToTaskRequest, TaskState
 from a2a.utils.errors import A2AError
-from google.protobuf.json_format import MessageToDict, ParseDict
-from google.protobuf.struct_pb2 import Value
+from google.protobuf.json_format import MessageToDict
 
-from perdure.agent.base import BaseAgent
 from perdure.edge import keys
 from perdure.edge.keys import pepper
-from perdure.engine import Context, Retry, workflow
+from tests.a2a_support import Clerk, Other, all_of, client, saying
 from tests.edge_support import Web, problem, web
 from tests.platform import in_process
 from tests.support import eventually
-
-
-class Clerk(BaseAgent):
-    """Doubles numbers."""
-
-    name = "clerk"
-
-    @workflow
-    async def run(self, ctx: Context, task: Any) -> Any:
-        if isinstance(task, str):
-            return f"heard {task} in {ctx.session_id}"
-        doubled = await ctx.step("double", self.double, task["n"])
-        if task.get("wait"):
-            await ctx.wait_signal("go")
-        if task.get("breaks"):
-            await ctx.step("break", self.broken, retry=Retry(max_attempts=1))
-        return {"doubled": doubled}
-
-    async def double(self, n: int) -> int:
-        assert isinstance(n, int)
-        return n * 2
-
-    async def broken(self) -> None:
-        raise ValueError("no such luck")
-
-
-class Other(BaseAgent):
-    name = "other"
-
-    @workflow
-    async def run(self, ctx: Context, task: Any) -> Any:
-        return task
 
 
 @pytest.fixture
 async def door(settings, nc):
     async with in_process(settings, nc, Clerk, Other) as platform, web(settings, platform) as made:
         yield made
-
-
-@asynccontextmanager
-async def client(door: Web, bearer: str | None = None, agent: str = "clerk", **said: Any):
-    headers = {"Authorization": f"Bearer {bearer}"} if bearer else {}
-    made = await asyncio.to_thread(httpx.AsyncClient, headers=headers, timeout=30, trust_env=False)
-    async with made as http:
-        url = f"{door.gateway.server.url}/a2a/{agent}"
-        yield await create_client(url, ClientConfig(httpx_client=http, **said))
-
-
-def saying(message_id: str, *, text: str = "", data: Any = None, **more: Any) -> SendMessageRequest:
-    part = Part(text=text) if text else Part(data=ParseDict(data, Value()))
-    return SendMessageRequest(
-        message=Message(message_id=message_id, role=Role.ROLE_USER, parts=[part], **more),
-    )
-
-
-async def all_of(stream: Any) -> list[Any]:
-    return [each async for each in stream]
 
 
 async def test_a_message_is_a_run_and_the_same_message_again_the_same_run(door: Web):

@@ -46,3 +46,25 @@ FROM gateway_keys ORDER BY created_at, key_id
 
 -- name: revoke_key
 UPDATE gateway_keys SET revoked_at = COALESCE(revoked_at, now()) WHERE key_id = $1 RETURNING name, revoked_at
+
+-- name: lock_pushed
+-- From here on its end tells `push_configs`. What ended before is told by `tell_pushed`.
+UPDATE runs SET pushes = TRUE WHERE run_id = $1 RETURNING epoch, end_seq, status
+
+-- name: keep_push
+-- None when the run has $6 others.
+INSERT INTO push_configs (run_id, config_id, url, secrets, form)
+SELECT $1, $2, $3, $4, $5
+WHERE (SELECT count(*) FROM push_configs WHERE run_id = $1 AND config_id <> $2) < $6
+ON CONFLICT (run_id, config_id) DO UPDATE SET url = EXCLUDED.url, secrets = EXCLUDED.secrets, form = EXCLUDED.form
+RETURNING config_id
+
+-- name: tell_pushed
+SELECT push_rows($1, $2, $3, $4, $5)
+
+-- name: pushes_of
+SELECT config_id, url FROM push_configs WHERE run_id = $1 AND ($2::text IS NULL OR config_id = $2) ORDER BY config_id
+
+-- name: drop_push
+WITH gone AS (DELETE FROM push_configs WHERE run_id = $1 AND config_id = $2)
+DELETE FROM callbacks WHERE run_id = $1 AND state = 'due' AND target ->> 'push' = $2

@@ -53,3 +53,6 @@ FROM (
   ORDER BY r.run_id FOR NO KEY UPDATE OF r
 ) AS ended
 WHERE runs.run_id = ended.run_id
+
+-- name: push_of
+SELECT url, secrets, form FROM push_configs WHERE run_id = $1 AND config_id = $2
