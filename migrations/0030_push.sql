@@ -17,11 +17,12 @@ CREATE TABLE push_configs (
   PRIMARY KEY (run_id, config_id)
 );
 
--- One id for each time that a run comes to a stop: a repeat of the statement makes no second row.
+-- One id for each time that a run comes to a stop: a repeat of the statement makes no second row. No run's id has a '/',
+-- so no two runs make the same one.
 CREATE FUNCTION push_rows(run text, run_epoch bigint, run_end bigint, run_status text, config text) RETURNS void
 LANGUAGE sql AS $$
   INSERT INTO callbacks (callback_id, run_id, end_seq, status, target)
-  SELECT 'a2a_' || run || '_' || c.config_id || '_' || run_epoch || '_' || run_status, run, COALESCE(run_end, 0),
+  SELECT 'a2a_' || run || '/' || c.config_id || '/' || run_epoch || '/' || run_status, run, COALESCE(run_end, 0),
          run_status, json_build_object('push', c.config_id, 'url', c.url)
   FROM push_configs AS c WHERE c.run_id = run AND (config IS NULL OR c.config_id = config)
   ON CONFLICT DO NOTHING

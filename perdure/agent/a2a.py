@@ -185,7 +185,8 @@ class A2aAgent:
             return
         cause = error.__cause__
         status = getattr(getattr(cause, "response", None), "status_code", None)
-        code = (getattr(error, "data", None) or {}).get("code")
+        data = getattr(error, "data", None)
+        code = data.get("code") if isinstance(data, dict) else None
         kind = type(cause).__name__
         if status in (429, 502, 503) or code in ("rate_limited", "unavailable") or kind.startswith("Connect"):
             raise RetryableError(f"agent {self.name!r} cannot be reached ({status or code or kind})") from error

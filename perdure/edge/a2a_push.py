@@ -13,7 +13,7 @@ from perdure.errors import InvalidRequest, NotFound, RateLimited
 from perdure.store.queries import load_queries
 from perdure.store.vault import Spot, vault_of
 from perdure.webhooks import check_url
-from perdure.webhooks.signing import SHORTEST
+from perdure.webhooks.signing import SHORTEST, sign
 
 _SQL = load_queries("edge.sql")
 MOST: Final = 10  # configurations of one task
@@ -43,6 +43,11 @@ def checked(door: Door, said: Any) -> dict[str, str]:
             f"field 'token': give at least {SHORTEST} characters, with which notifications are signed "
             "(or PERDURE_CALLBACK_SECRET is set at the gateway and the scheduler)"
         )
+    if len(said.token) >= SHORTEST:
+        try:
+            sign(said.token, said.id, 0, b"")
+        except ValueError as error:
+            raise InvalidRequest(f"field 'token': notifications cannot be signed with it: {error}") from None
     secrets = {"token": said.token}
     if said.HasField("authentication"):
         scheme, credentials = said.authentication.scheme, said.authentication.credentials

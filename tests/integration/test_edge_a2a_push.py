@@ -163,6 +163,17 @@ async def test_configurations_of_a_task_are_made_listed_and_deleted(both: tuple[
             await made.create_task_push_notification_config(to(receiver, task_id=task, id="one-too-many"))
 
 
+async def test_ids_that_are_the_same_when_they_are_joined_hide_no_notification(
+    both: tuple[InProcess, Web], receiver: Receiver
+):
+    _, door = both
+    async with client(door, streaming=False) as made:
+        for task, config_id in (("r", "x_y"), ("r_x", "y")):
+            await door.post("/agents/clerk/run", {"task": "hi", "run_id": task}, headers={"Prefer": "wait=30"})
+            await made.create_task_push_notification_config(to(receiver, task_id=task, id=config_id))
+        await eventually(lambda: {each.id for each in receiver.tasks()} == {"r", "r_x"})
+
+
 async def test_clients_of_0_3_are_told_in_their_form(both: tuple[InProcess, Web], receiver: Receiver):
     _, door = both
     part = {"kind": "text", "text": "hello"}
@@ -184,6 +195,7 @@ WRONG = [
     ({"url": "file:///etc/passwd"}, "url"),
     ({"token": "short"}, "token"),
     ({"token": "with\r\nHost: another of them"}, "token"),
+    ({"token": "whsec_this is no base64"}, "token"),
     ({"id": "a b"}, "id"),
     ({"authentication": AuthenticationInfo(scheme="Bearer\r\nX-Y", credentials="z")}, "authentication"),
 ]
