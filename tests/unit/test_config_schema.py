@@ -7,7 +7,7 @@ from enum import Enum
 from typing import Annotated, Any, Literal
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import BaseModel, BeforeValidator, Field, SecretStr, field_validator
 
@@ -52,6 +52,7 @@ def test_what_the_agent_refuses_is_refused_with_a_reason(key, bad) -> None:
         assert KNOWN.refusal(key, bad)
 
 
+@settings(deadline=None)
 @given(st.sampled_from(sorted(DurableAgentSettings.model_fields)), st.text(max_size=20) | st.floats().map(str))
 def test_no_text_is_refused_that_the_agent_would_take(key, text) -> None:
     taken = not AgentConfig.from_row({key: text}, agent_name="a", settings_model=DurableAgentSettings).held
