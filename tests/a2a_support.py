@@ -50,19 +50,22 @@ class Other(BaseAgent):
 
 
 @asynccontextmanager
-async def client(door: Web, bearer: str | None = None, agent: str = "clerk", **said: Any):
+async def client(door: Web, bearer: str | None = None, agent: str | None = "clerk", **said: Any):
+    """The official client of an agent; without one, of the platform."""
     headers = {"Authorization": f"Bearer {bearer}"} if bearer else {}
     made = await asyncio.to_thread(httpx.AsyncClient, headers=headers, timeout=30, trust_env=False)
     async with made as http:
-        url = f"{door.gateway.server.url}/a2a/{agent}"
+        url = f"{door.gateway.server.url}/a2a/{agent}" if agent else door.gateway.server.url
         yield await create_client(url, ClientConfig(httpx_client=http, **said))
 
 
 def saying(message_id: str, *, text: str = "", data: Any = None, **more: Any) -> SendMessageRequest:
     part = Part(text=text) if text else Part(data=ParseDict(data, Value()))
-    configuration = more.pop("configuration", None)
+    request = {name: more.pop(name) for name in ("configuration", "params_metadata") if name in more}
     message = Message(message_id=message_id, role=Role.ROLE_USER, parts=[part], **more)
-    return SendMessageRequest(message=message, configuration=configuration)
+    made = SendMessageRequest(message=message, configuration=request.get("configuration"))
+    made.metadata.update(request.get("params_metadata", {}))
+    return made
 
 
 async def all_of(stream: Any) -> list[Any]:

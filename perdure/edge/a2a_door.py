@@ -1,4 +1,5 @@
-"""The door of A2A: agent cards, and a JSON-RPC endpoint for each agent. A task is a run, a context a conversation.
+"""The door of A2A: agent cards, and JSON-RPC endpoints for each agent and for all. A task is a run, a context a
+conversation.
 
 Nothing of a task is kept here: any gateway answers for any of them.
 """
@@ -29,9 +30,10 @@ def routes(door: Door, *, version: str) -> list[Route]:
     """The routes of this door."""
     made = _A2A(door, version)
     return [
-        _Counted(CARD, made.only_card, methods=["GET"]),
+        _Counted(CARD, made.whole_card, methods=["GET"]),
         _Counted(f"/a2a/{{agent}}{CARD}", made.card, methods=["GET"]),
         _Counted("/a2a/{agent}", made.rpc, methods=["POST"]),
+        _Counted("/a2a", made.rpc_of_all, methods=["POST"]),
     ]
 
 
@@ -56,8 +58,15 @@ class _A2A:
 
     async def rpc(self, request: Request) -> Response:
         """A message to an agent, or a question about a task."""
+        return await self._answer(request, self._door.agent(caller_of(request), named(request.path_params["agent"])))
+
+    async def rpc_of_all(self, request: Request) -> Response:
+        """The same for every agent that the caller may use: a message names one in its metadata."""
+        return await self._answer(request, None)
+
+    async def _answer(self, request: Request, agent: str | None) -> Response:
         library = await self._loaded()
-        request.state.agent = self._door.agent(caller_of(request), named(request.path_params["agent"]))
+        request.state.agent = agent
         await request.body()  # here, where the guard answers for what is too large
         answer: Response = await library.answer(self._dispatcher, request)
         return answer
@@ -69,14 +78,17 @@ class _A2A:
             raise NotFound(f"no process of an agent {agent!r} is up")
         return await self._card(request, agent)
 
-    async def only_card(self, request: Request) -> Response:
-        """The card of the one agent that is here; where there are several, a word about where their cards are."""
+    async def whole_card(self, request: Request) -> Response:
+        """The card of the platform, whose skills are its agents; of the one agent where there is no other."""
         names = [each["agent"] for each in await self._door.agents(caller_of(request))]
-        if len(names) != 1:
-            raise NotFound(
-                f"{len(names)} agents are here, and each has a card of its own: /a2a/NAME{CARD}", agents=names[:100]
-            )
-        return await self._card(request, names[0])
+        if not names:
+            raise NotFound("no process of any agent is up")
+        if len(names) == 1:
+            return await self._card(request, names[0])
+        library = await self._loaded()
+        skills = {name: said or f"The agent {name}." for name, said in (await self._about.of(names)).items()}
+        url = f"{base_url(self._door.settings, request)}/a2a"
+        return reply(library.platform_card(skills, url, self._version))
 
     async def _card(self, request: Request, agent: str) -> Response:
         library = await self._loaded()

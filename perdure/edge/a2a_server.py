@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Callable, Coroutine
+from collections.abc import AsyncGenerator, Callable, Coroutine, Mapping
 from contextlib import aclosing
 from typing import Any, TypeVar
 from uuid import uuid4
@@ -29,7 +29,7 @@ from starlette.responses import Response
 from perdure.client.handle import RunHandle
 from perdure.client.types import STOPPED, TERMINAL, TERMINAL_EVENTS
 from perdure.edge import a2a_push
-from perdure.edge.a2a_tasks import given, task_of, told, what_to_do
+from perdure.edge.a2a_tasks import given, named_agent, task_of, told, what_to_do
 from perdure.edge.callers import Caller
 from perdure.edge.door import Door
 from perdure.edge.problems import unexpected
@@ -37,6 +37,7 @@ from perdure.edge.progress import progress
 from perdure.edge.replies import run_id_of
 from perdure.errors import ApiError, InvalidRequest, NotFound, Unauthorized, Unavailable
 
+PLATFORM = 'Agents, each of them a skill here. A message names the one it is for in its metadata: {"agent": "NAME"}.'
 CANCEL_PATIENCE = 5.0  # seconds in which a cancelled run tidies up, as far as this answer waits for it
 
 T = TypeVar("T")
@@ -44,8 +45,19 @@ T = TypeVar("T")
 
 def card(agent: str, description: str, url: str, version: str) -> dict[str, Any]:
     """An agent's card, for clients of 1.0 and of 0.3."""
+    skill = AgentSkill(id="run", name=agent, description=description, tags=["agent"])
+    return _card(agent, description, url, version, [skill])
+
+
+def platform_card(agents: Mapping[str, str], url: str, version: str) -> dict[str, Any]:
+    """The card of all these agents together, by name with their descriptions: each is a skill."""
+    skills = [AgentSkill(id=name, name=name, description=said, tags=["agent"]) for name, said in agents.items()]
+    return _card("perdure", PLATFORM, url, version, skills)
+
+
+def _card(name: str, description: str, url: str, version: str, skills: list[AgentSkill]) -> dict[str, Any]:
     made = AgentCard(
-        name=agent,
+        name=name,
         description=description,
         version=version,
         supported_interfaces=[
@@ -55,7 +67,7 @@ def card(agent: str, description: str, url: str, version: str) -> dict[str, Any]
         capabilities=AgentCapabilities(streaming=True, push_notifications=True),
         default_input_modes=["text/plain", "application/json"],
         default_output_modes=["text/plain", "application/json"],
-        skills=[AgentSkill(id="run", name=agent, description=description, tags=["agent"])],
+        skills=skills,
     )
     said: dict[str, Any] = agent_card_to_dict(made)
     return said
@@ -209,9 +221,9 @@ class _Runs(RequestHandler):
     async def _started(self, params: Any, context: ServerCallContext) -> RunHandle:
         """The run of a message: the same message again is the same run."""
         caller: Caller = context.state["caller"]
-        agent: str = context.state["agent"]
         caller.need("operator")
         message = params.message
+        agent: str = context.state["agent"] or await self._named(params, caller)
         push = None
         if params.configuration.HasField("task_push_notification_config"):
             push = params.configuration.task_push_notification_config
@@ -228,13 +240,22 @@ class _Runs(RequestHandler):
             await a2a_push.keep(self.door, run.run_id, push, _form(context))
         return run
 
+    async def _named(self, params: Any, caller: Caller) -> str:
+        """The agent that a message to the platform is for. Raises `InvalidRequest`, which lists those that are here."""
+        said = named_agent(params)
+        here = [each["agent"] for each in await self.door.agents(caller)]
+        if said is not None and said in here:
+            return said
+        what = "name the agent" if said is None else f"there is no agent {said!r}"
+        raise InvalidRequest(f"field 'metadata.agent': {what}; here are: {', '.join(here) or 'none'}")
+
     async def _whole(self, task_id: str, context: ServerCallContext) -> dict[str, Any]:
-        """A run of this agent that the caller may see. Raises `NotFound`."""
+        """A run that the caller may see, of this agent where one is asked. Raises `NotFound`."""
         try:
             found = await self.door.look(context.state["caller"], task_id)
         except InvalidRequest:
             raise NotFound(f"there is no run {task_id!r}") from None
-        if found["agent"] != context.state["agent"]:
+        if context.state["agent"] not in (None, found["agent"]):
             raise NotFound(f"there is no run {task_id!r}")
         return await self.door.client.run(found["run_id"]).details(steps=False)
 

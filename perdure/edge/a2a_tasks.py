@@ -48,6 +48,19 @@ def what_to_do(message: Message) -> Any:
     raise InvalidRequest("field 'message.parts': agents take text parts with something in them, or one data part")
 
 
+def named_agent(request: Any) -> str | None:
+    """The agent that a message to the platform names in its metadata, or the request in its own.
+
+    Raises `InvalidRequest` for what is no name, and for two that differ.
+    """
+    said = [each.metadata["agent"] for each in (request.message, request) if "agent" in each.metadata]
+    if not said:
+        return None
+    if not all(isinstance(each, str) and each == said[0] for each in said):
+        raise InvalidRequest("field 'metadata.agent': it is the name of one agent")
+    return str(said[0])
+
+
 def _plain(value: Any) -> Any:
     """JSON in which whole numbers are whole again: the protocol's library knows only fractions."""
     if isinstance(value, float) and value.is_integer() and abs(value) < 2**53:

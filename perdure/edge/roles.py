@@ -8,6 +8,8 @@ from fastapi import Depends, Request
 
 from perdure.edge.callers import Caller
 
+# What is depended on is a coroutine: what is not, FastAPI runs in a thread.
+
 
 def caller_of(request: Request) -> Caller:
     """The caller that the guard has let in."""
@@ -16,18 +18,22 @@ def caller_of(request: Request) -> Caller:
     return caller
 
 
-def _operator(request: Request) -> Caller:
+async def _viewer(request: Request) -> Caller:
+    return caller_of(request)
+
+
+async def _operator(request: Request) -> Caller:
     caller = caller_of(request)
     caller.need("operator")
     return caller
 
 
-def _admin(request: Request) -> Caller:
+async def _admin(request: Request) -> Caller:
     caller = caller_of(request)
     caller.need("admin")
     return caller
 
 
-Viewer = Annotated[Caller, Depends(caller_of)]
+Viewer = Annotated[Caller, Depends(_viewer)]
 Operator = Annotated[Caller, Depends(_operator)]
 Admin = Annotated[Caller, Depends(_admin)]

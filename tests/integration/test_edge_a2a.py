@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 from a2a.types import CancelTaskRequest, GetTaskRequest, SubscribeToTaskRequest, TaskState
-from a2a.utils.errors import A2AError
+from a2a.utils.errors import A2AError, InvalidParamsError
 from google.protobuf.json_format import MessageToDict
 
 from perdure.edge import keys
@@ -84,6 +84,50 @@ async def test_a_task_is_streamed_subscribed_to_again_and_cancelled(door: Web):
     await eventually(lambda: door.gateway.door.load.streams == 0)
 
 
+async def test_with_several_agents_the_platform_has_a_card_and_a_message_names_its_agent(door: Web):
+    card = await door.get("/.well-known/agent-card.json")
+    assert (card["name"], card["url"]) == ("perdure", f"{door.gateway.server.url}/a2a")
+    skills = [(each["id"], each["name"]) for each in card["skills"]]
+    assert skills == [("clerk", "clerk"), ("other", "other")]
+    assert card["skills"][0]["description"] == "Doubles numbers."
+    async with client(door, agent=None, streaming=False) as made:
+        (said,) = await all_of(made.send_message(saying("m-1", text="hi", context_id="t", metadata={"agent": "clerk"})))
+        assert said.task.artifacts[0].parts[0].text == "heard hi in t"
+        (other,) = await all_of(made.send_message(saying("m-2", text="hi", params_metadata={"agent": "other"})))
+        assert other.task.artifacts[0].parts[0].text == "hi"
+        for task in (said.task.id, other.task.id):
+            assert (await made.get_task(GetTaskRequest(id=task))).id == task
+        both = {"metadata": {"agent": "clerk"}, "params_metadata": {"agent": "other"}}
+        for number, (wrong, why) in enumerate(
+            (
+                ({}, "name the agent; here are: clerk, other"),
+                ({"metadata": {"agent": "nobody"}}, "no agent 'nobody'; here are: clerk, other"),
+                ({"metadata": {"agent": 7}}, "the name of one agent"),
+                (both, "the name of one agent"),
+            )
+        ):
+            with pytest.raises(InvalidParamsError, match=f"field 'metadata.agent': .*{why}"):
+                await all_of(made.send_message(saying(f"w-{number}", text="x", **wrong)))
+        assert len((await door.get("/runs"))["runs"]) == 2
+    # the same message at the agent's own address is the same run
+    async with client(door, streaming=False) as made:
+        (again,) = await all_of(made.send_message(saying("m-1", text="hi", context_id="t")))
+        assert again.task.id == said.task.id
+    async with client(door, agent=None) as made:
+        stream = made.send_message(saying("m-3", data={"n": 5, "wait": True}, metadata={"agent": "clerk"}))
+        task = (await anext(stream)).task.id
+        await stream.aclose()
+        following = asyncio.create_task(all_of(made.subscribe(SubscribeToTaskRequest(id=task))))
+        await eventually(lambda: door.gateway.door.load.streams == 1)
+        cancelled = await made.cancel_task(CancelTaskRequest(id=task))
+        assert cancelled.status.state == TaskState.TASK_STATE_CANCELED
+        assert (await following)[-1].status_update.status.state == TaskState.TASK_STATE_CANCELED
+    part = {"kind": "text", "text": "hello"}
+    message = {"kind": "message", "messageId": "old", "role": "user", "parts": [part], "metadata": {"agent": "other"}}
+    body = {"jsonrpc": "2.0", "id": 1, "method": "message/send", "params": {"message": message}}
+    assert (await door.post("/a2a", body))["result"]["artifacts"][0]["parts"][0]["text"] == "hello"
+
+
 async def test_clients_of_0_3_are_answered(door: Web):
     part = {"kind": "text", "text": "hello"}
     message = {"kind": "message", "messageId": "old-1", "role": "user", "parts": [part], "contextId": "talk"}
@@ -105,8 +149,6 @@ async def test_the_door_is_behind_the_guard_and_tenants_see_their_own_alone(sett
 
         for content in (b"x" * 200_000, pieces()):
             problem(await door.http.post("/a2a/clerk", content=content), "too_large", 413)
-        several = problem(await door.http.get("/.well-known/agent-card.json"), "not_found", 404)
-        assert several["agents"] == ["clerk", "other"]
         under = await asyncio.to_thread(pepper, door.gateway.settings)
 
         async def key(**said: Any) -> str:
@@ -114,7 +156,7 @@ async def test_the_door_is_behind_the_guard_and_tenants_see_their_own_alone(sett
 
         acme, evil = await key(tenant="acme"), await key(tenant="evil")
         viewer, narrow = await key(tenant="acme", role="viewer"), await key(agents=["other"])
-        for method, path in (("GET", "/.well-known/agent-card.json"), ("POST", "/a2a/clerk")):
+        for method, path in (("GET", "/.well-known/agent-card.json"), ("POST", "/a2a/clerk"), ("POST", "/a2a")):
             problem(await door.http.request(method, path, json={}), "unauthorized", 401)
         async with client(door, acme, streaming=False) as made:
             (ours,) = await all_of(made.send_message(saying("m-1", text="hello")))
@@ -131,4 +173,26 @@ async def test_the_door_is_behind_the_guard_and_tenants_see_their_own_alone(sett
                 await all_of(made.send_message(saying("m-2", text="hello")))
         headers = {"Authorization": f"Bearer {narrow}"}
         assert (await door.get("/.well-known/agent-card.json", headers=headers))["name"] == "other"
+        async with client(door, acme, agent=None, streaming=False) as made:
+            (whole,) = await all_of(made.send_message(saying("m-3", text="hello", metadata={"agent": "clerk"})))
+            assert whole.task.id.startswith("acme__")
+        async with client(door, evil, agent=None) as made:
+            for task in (ours.task.id, whole.task.id):
+                for unseen in (made.get_task(GetTaskRequest(id=task)), made.cancel_task(CancelTaskRequest(id=task))):
+                    with pytest.raises(A2AError, match="not_found"):
+                        await unseen
+                with pytest.raises(A2AError, match="not_found"):
+                    await all_of(made.subscribe(SubscribeToTaskRequest(id=task)))
+        async with client(door, viewer, agent=None, streaming=False) as made:
+            assert (await made.get_task(GetTaskRequest(id=whole.task.id))).id == whole.task.id
+            with pytest.raises(A2AError, match="forbidden"):
+                await all_of(made.send_message(saying("m-4", text="hello", metadata={"agent": "clerk"})))
+        message = {"messageId": "m-5", "role": "ROLE_USER", "parts": [{"text": "x"}], "metadata": {"agent": "clerk"}}
+        send = {"jsonrpc": "2.0", "id": 1, "method": "SendMessage", "params": {"message": message}}
+        unscoped = await key()
+        run = await door.post("/agents/clerk/run", {"task": "x"}, headers={"Authorization": f"Bearer {unscoped}"})
+        task = {"jsonrpc": "2.0", "id": 1, "method": "GetTask", "params": {"id": run["run_id"]}}
+        for body, said in ((task, "not_found"), (send, "no agent 'clerk'; here are: other")):
+            answer = await door.post("/a2a", body, headers={**headers, "A2A-Version": "1.0"})
+            assert said in answer["error"]["message"]
         problem(await door.http.post("/a2a/clerk", json={}, headers=headers), "forbidden", 403)

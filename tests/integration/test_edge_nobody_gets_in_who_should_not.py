@@ -26,12 +26,21 @@ BODIES: dict[str, Any] = {
     "/reset_session": {"session_id": "acme__talk", "agent": "clerk"},
     "/v1/chat/completions": {"model": "clerk", "messages": [{"role": "user", "content": "hello"}]},
     "/v1/responses": {"model": "clerk", "input": "hello"},
+    "/a2a/{agent}": {"jsonrpc": "2.0", "id": 1, "method": "tasks/get", "params": {"id": "acme__r-1"}},
+    "/a2a": {"jsonrpc": "2.0", "id": 1, "method": "tasks/get", "params": {"id": "acme__r-1"}},
     "/config/{agent}": {"configurations": {"a": "1"}},
     "/config/{agent}/rollback": {"revision": 0},
 }
 SECRET = "secret://env/PERDURE_CALLBACK_SECRET_X"
-NEEDS = {"GET": "viewer", "POST": "operator", "PATCH": "admin", "PUT": "admin"}
-NEEDS_MORE = {"/mcp": "viewer", "/config/{agent}/rollback": "admin", "/tickets": "viewer"}
+NEEDS = {"GET": "viewer", "DELETE": "operator", "POST": "operator", "PATCH": "admin", "PUT": "admin"}
+NEEDS_MORE = {
+    "/mcp": "viewer",
+    "/config/{agent}/rollback": "admin",
+    "/tickets": "viewer",
+    "/a2a/{agent}": "viewer",
+    "/a2a": "viewer",
+}
+CARD = "/.well-known/agent-card.json"
 
 
 class Clerk(BaseAgent):
@@ -66,6 +75,8 @@ async def routes(door: Web, admin: dict[str, str]) -> list[tuple[str, str]]:
     listed = [(method.upper(), path) for path, each in document["paths"].items() for method in each]
     assert len(listed) > 20
     undocumented = [("GET", "/docs"), ("GET", "/openapi.json"), ("GET", "/nothing"), ("POST", "/mcp"), ("GET", "/mcp")]
+    undocumented += [("DELETE", "/mcp"), ("POST", "/a2a"), ("POST", "/a2a/{agent}")]
+    undocumented += [("GET", CARD), ("GET", f"/a2a/{{agent}}{CARD}")]
     return [*listed, *undocumented]
 
 
@@ -143,7 +154,15 @@ async def test_a_tenant_sees_nothing_of_another_on_any_route(door: Web):
     assert (await door.get("/runs/acme__r-1", headers=acme))["session_id"] == "acme__talk"
     whole = {"/config/{agent}", "/config/{agent}/history", "/config/{agent}/rollback", "/metrics"}
     shared = {"/agents", "/tickets", "/runs", "/approvals", "/docs", "/openapi.json", "/agents/{name}/run", "/chat"}
-    shared |= {"/v1/models", "/v1/models/{model}", "/v1/chat/completions", "/v1/responses", "/mcp"}
+    shared |= {
+        "/v1/models",
+        "/v1/models/{model}",
+        "/v1/chat/completions",
+        "/v1/responses",
+        "/mcp",
+        CARD,
+        f"/a2a/{{agent}}{CARD}",
+    }
     for headers in (evil, platform):
         for method, path in await routes(door, platform):
             if path in PUBLIC or path in shared or (path in whole and headers is platform):
@@ -152,6 +171,9 @@ async def test_a_tenant_sees_nothing_of_another_on_any_route(door: Web):
                 if path == "/events/{session_id}" and (headers is evil or names):
                     continue  # a conversation of its own of that name: it may begin
                 response = await call(door, method, path, headers, **names)
+                if path in ("/a2a", "/a2a/{agent}"):  # its answers are those of JSON-RPC
+                    assert "not_found" in response.json()["error"]["message"]
+                    continue
                 assert response.status_code == (403 if path in whole else 404), (method, path, response.text)
                 assert "talk" not in response.text or "session_id" not in response.text
         listed = await door.get("/runs", headers=headers)
