@@ -24,7 +24,8 @@ def home() -> Iterator[Path]:
 async def test_it_says_ready_and_leaves_no_process(home: Path, how: signal.Signals):
     async with up(home) as supervisor:
         parts = processes_of(home)
-        assert set(parts) == {"nats", "postgres", "redis", "offline-model", "config_manager", "scheduler", "gateway"}
+        servers = {"nats", "postgres", "redis", "offline-model"}
+        assert set(parts) == servers | {"config_manager", "scheduler", "gateway", "console"}
         below = psutil.Process(supervisor.pid).children(recursive=True)
         supervisor.send_signal(how)
         await asyncio.wait_for(supervisor.communicate(), 60)
@@ -47,6 +48,7 @@ async def test_status_tells_where_it_is_in_three_forms(home: Path):
         assert variables["PERDURE_OFFLINE_MODEL_URL"].endswith("/v1")
         assert variables["PERDURE_GATEWAY_URL"] == said["urls"]["gateway_url"]
         assert variables["PERDURE_GATEWAY_URL"] in table
+        assert variables["PERDURE_CONSOLE_URL"] in table
 
 
 async def test_a_second_up_finds_the_first_and_down_stops_it(home: Path):
