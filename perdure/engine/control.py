@@ -70,7 +70,9 @@ async def cancel_child(pool: Pool, nats: Client, parent: str, child: str) -> Non
     """Ask a child to end, because its parent waits no longer. A run that somebody else started goes on."""
     record = await pool.fetchrow(_RUNS["get"], child)
     if record is not None and record["parent_run_id"] == parent and record["status"] not in TERMINAL:
-        await cancel(pool, nats, child, f"its parent {parent} waits no longer")
+        # A cancelled parent leaves its wait before the canceller comes to its children: whoever is first says the same.
+        cancelled = await pool.fetchval(_SQL["cancel_asked"], parent)
+        await cancel(pool, nats, child, f"its parent {parent} {'was cancelled' if cancelled else 'waits no longer'}")
 
 
 async def pause(pool: Pool, nats: Client, run_id: str) -> asyncpg.Record:

@@ -63,6 +63,9 @@ FROM target LEFT JOIN ended USING (run_id)
 -- name: live_children
 SELECT run_id FROM runs WHERE parent_run_id = ANY($1::text[]) AND finished_at IS NULL ORDER BY run_id
 
+-- name: cancel_asked
+SELECT cancel_reason IS NOT NULL FROM runs WHERE run_id = $1
+
 -- name: pause
 -- A run that nobody holds stops at once; a running one is asked to, through its process.
 WITH target AS (
