@@ -57,9 +57,9 @@ build: $(STAMP) ## Build the wheel into dist/
 	$(PY) -m build --wheel --no-isolation
 
 lock: ## Resolve the dependencies anew into the lock files (needs uv)
-	uv pip compile pyproject.toml --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
+	uv pip compile pyproject.toml --all-extras --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
 	  --upgrade --custom-compile-command 'make lock' --quiet -o requirements.lock
-	uv pip compile pyproject.toml --group dev --constraint requirements.lock --universal --python-version 3.11 \
+	uv pip compile pyproject.toml --all-extras --group dev --constraint requirements.lock --universal --python-version 3.11 \
 	  --generate-hashes --no-emit-index-url --upgrade --custom-compile-command 'make lock' --quiet -o requirements-dev.lock
 	uv pip compile --group peers --universal --python-version 3.11 --generate-hashes --no-emit-index-url --upgrade \
 	  --custom-compile-command 'make lock' --quiet -o requirements-peers.lock
