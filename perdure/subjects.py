@@ -42,8 +42,14 @@ STREAM_EVENTS: Final = "RUN_EVENTS"
 QUEUE_CONFIG: Final = "config-manager"
 QUEUE_SCHEDULER: Final = "scheduler"
 
+# -- consumers: an agent's has its name -------------------------------------------------------------------------------
+DURABLE_TASKS: Final = "scheduler"
+
+PROMPT_ANSWER: Final = "answer"  # agents.answer.…: where an agent waits for a user's answer to its question
+
 AGENT_NAME: Final = re.compile(r"[a-z0-9][a-z0-9_-]{0,62}")
 RUN_ID: Final = re.compile(r"[A-Za-z0-9_-]{1,128}")
+_NOT_IN_PROMPTS: Final = re.compile(r"[^a-z0-9-]+")
 
 GLOBAL_LAYER: Final = "*"
 
@@ -141,9 +147,12 @@ def run_events(run: str) -> str:
     return f"{RUN_EVENTS}.{run}"
 
 
-def run_ended(run: str) -> str:
-    """Wake-up for whoever waits for a run's end; the row in Postgres is what counts."""
-    return f"{RUN_ENDED}.{run}"
+def run_ended(agent: str, run: str) -> str:
+    """Wake-up for whoever waits for a run's end; the row in Postgres is what counts.
+
+    The agent is part of it, so that NATS can refuse an agent that tells the ends of others' runs.
+    """
+    return f"{RUN_ENDED}.{agent}.{run}"
 
 
 def task(agent: str) -> str:
@@ -164,6 +173,11 @@ def process_nudge(process_id: str) -> str:
 def process_offer(process_id: str) -> str:
     """Core subject on which one process is told of a run of a queue in which it has a place."""
     return f"{PROCESS}.{process_id}.offer"
+
+
+def prompt_token(agent: str) -> str:
+    """An agent's name as the subjects of the agent protocol take it: lower case letters, digits and `-`."""
+    return _NOT_IN_PROMPTS.sub("-", agent.lower())
 
 
 def health(service: str, instance: str) -> str:

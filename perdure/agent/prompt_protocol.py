@@ -24,6 +24,7 @@ from perdure.agent.base import BaseAgent, Resources
 from perdure.agent.durable import DurableAgent
 from perdure.agent.team import Team
 from perdure.bus.discovery import Discovery
+from perdure.bus.namespace import subject_at
 from perdure.engine import runs
 from perdure.engine.codec import encode, short_hash
 from perdure.engine.rows import TERMINAL
@@ -81,7 +82,7 @@ class PromptProtocol:
         self._resources = resources
         self._nats = resources.nats
         self._owner = owner
-        self._token = prompt_wire.agent_token(agent.name)
+        self._token = subjects.prompt_token(agent.name)
         self._instance = _ID.sub("-", resources.settings.instance_id)
         place = f"{self._token}.{owner}"
         limit = min(resources.settings.max_payload, self._nats.max_payload)
@@ -90,6 +91,9 @@ class PromptProtocol:
         self._status = _Shown("status", f"agents.status.{place}.{SESSION}", prompt_wire.SERVICE, {})
         self._wild = {"prompt": f"agents.prompt.{place}.*", "status": f"agents.status.{place}.*"}
         self._heartbeat = f"agents.hb.{place}.{SESSION}"
+        self._answers = (
+            f"agents.{subjects.PROMPT_ANSWER}.{place}"  # no inbox: those are heard and filled by nobody else
+        )
         persona = getattr(agent, "persona", None)
         self._discovery = Discovery(
             self._nats,
@@ -273,7 +277,7 @@ class PromptProtocol:
 
     async def _ask(self, stream: _Stream, data: dict[str, Any]) -> None:
         """Ask the user about a tool call; whoever decides first, here or elsewhere, has decided."""
-        inbox = self._nats.new_inbox()
+        here = f"{self._answers}.{uuid4().hex}"
         call_id, digest = data["call_id"], data["arguments_hash"]
 
         async def answered(message: Msg) -> None:
@@ -290,8 +294,8 @@ class PromptProtocol:
             except (*CONNECTION_ERRORS,) as error:
                 log.warning("an answer to a query was lost", action="prompt.query", error=type(error).__name__)
 
-        stream.subscriptions.append(await self._nats.subscribe(inbox, cb=answered))
+        stream.subscriptions.append(await self._nats.subscribe(here, cb=answered))
         await self._nats.flush()
         why = f" ({data['reason']})" if data.get("reason") else ""
         what = f"May I call {data['tool']} with {orjson.dumps(data['arguments']).decode()}{why}? Answer yes or no."
-        await self._nats.publish(stream.reply, prompt_wire.query(call_id, inbox, what))
+        await self._nats.publish(stream.reply, prompt_wire.query(call_id, subject_at(self._nats, here), what))

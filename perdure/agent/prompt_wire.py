@@ -18,12 +18,6 @@ PROTOCOL: Final = "0.3"
 SERVICE: Final = "agents"
 HEARTBEAT_SECONDS: Final = 10
 LONGEST_ATTACHMENT: Final = 100_000
-_TOKEN = re.compile(r"[^a-z0-9-]+")
-
-
-def agent_token(name: str) -> str:
-    """An agent's name as the protocol's subjects take it: lower case letters, digits and `-`."""
-    return _TOKEN.sub("-", name.lower())
 
 
 @dataclass(frozen=True, slots=True)

@@ -130,6 +130,7 @@ class PullConsumer:
         await js.add_consumer(
             self._stream,
             ConsumerConfig(
+                name=self._durable,  # the server then takes the filter from the subject, where permissions see it
                 durable_name=self._durable,
                 filter_subject=self._subject,
                 ack_policy=AckPolicy.EXPLICIT,

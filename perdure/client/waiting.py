@@ -21,7 +21,7 @@ async def wait_for_end(connection: Connection, run_id: str) -> dict[str, Any]:
     closed.
     """
     nats = await connection.nats()
-    ended = await nats.subscribe(subjects.run_ended(run_id))
+    ended = await nats.subscribe(subjects.run_ended("*", run_id))
     try:
         while True:
             run = await connection.look(run_id)

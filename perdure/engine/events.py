@@ -172,7 +172,7 @@ class Events:
         self._send(run.run_id, payload)
         if move.end_seq is not None or move.status in ("blocked", "needs_review"):
             word = ended_payload(run.run_id, run.agent_name, move, look=self._vault.seals)
-            self.publish(subjects.run_ended(run.run_id), word)
+            self.publish(subjects.run_ended(run.agent_name, run.run_id), word)
 
     def forget(self, run_id: str) -> None:
         """The run has left this process."""

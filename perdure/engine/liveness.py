@@ -46,8 +46,9 @@ class Liveness:
         self._failure: BaseException | None = None
         self._leave = True
         self.process_id = ""
-        # The first half of every process_id of this instance; dots would cut it into tokens of a subject.
-        self.token = settings.instance_id.replace(".", "_").replace(" ", "_")
+        # The first half of every process_id of this instance, and the middle of the subjects that it hears: the agent
+        # is a token of its own, so that NATS can refuse what is meant for other agents.
+        self.token = f"{agent_name}.{settings.instance_id}"
 
     @property
     def leased(self) -> bool:

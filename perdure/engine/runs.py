@@ -383,4 +383,4 @@ def tell_end(nats: Client, run_id: str, agent: str, status: str, seq: int, error
     move = Move(status, error=error, end_seq=seq)
     event = render(seq, f"run.{status}", run_id, agent, datetime.now(UTC), end_data(None, error))
     publish_nowait(nats, subjects.run_events(run_id), event)
-    publish_nowait(nats, subjects.run_ended(run_id), ended_payload(run_id, agent, move))
+    publish_nowait(nats, subjects.run_ended(agent, run_id), ended_payload(run_id, agent, move))

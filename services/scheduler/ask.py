@@ -40,11 +40,11 @@ class Asks:
         self._nats = nats
         self._pool = pool
         self._acceptor = acceptor
-        self._waiting: defaultdict[str, list[asyncio.Future[dict[str, Any]]]] = defaultdict(list)
+        self._waiting: defaultdict[str, list[tuple[str, asyncio.Future[dict[str, Any]]]]] = defaultdict(list)
 
     async def open(self) -> None:
         """Listen for ends."""
-        await self._nats.subscribe(subjects.run_ended("*"), cb=self._ended)
+        await self._nats.subscribe(subjects.run_ended("*", "*"), cb=self._ended)
 
     async def ask(self, request: Request) -> dict[str, Any]:
         """`run.ask.<agent>`. Raises `RunFailed` when the run ends without an output."""
@@ -54,7 +54,8 @@ class Asks:
         if start.options is not None and start.options.keyed:
             await self._acceptor.accept(start)  # it may be another run, and that may have ended
         answer: asyncio.Future[dict[str, Any]] = asyncio.get_running_loop().create_future()
-        self._waiting[start.run_id].append(answer)
+        mine = (start.agent_name, answer)
+        self._waiting[start.run_id].append(mine)
         try:
             keyed = start.options is not None and start.options.keyed
             status = "known" if keyed else await self._acceptor.accept(start)
@@ -65,7 +66,7 @@ class Asks:
         except TimeoutError:
             return await self._still(start.run_id)
         finally:
-            self._waiting[start.run_id].remove(answer)
+            self._waiting[start.run_id].remove(mine)
             if not self._waiting[start.run_id]:
                 del self._waiting[start.run_id]
         if "output" in (reply.get("large") or {}):
@@ -84,8 +85,9 @@ class Asks:
         return {"status": status, "run_id": run_id, "agent": reply["agent"], "waiting_for": reply["waiting_for"]}
 
     async def _ended(self, message: Msg) -> None:
-        run_id = message.subject.rpartition(".")[2]
-        if run_id in self._waiting:
+        agent, _, run_id = message.subject.removeprefix(f"{subjects.RUN_ENDED}.").partition(".")
+        # NATS lets an agent tell the ends of its own runs alone.
+        if any(asked == agent for asked, _ in self._waiting.get(run_id, ())):
             reply = orjson.loads(message.data)
             if reply.get("look"):
                 task = asyncio.create_task(self._look_patiently([run_id]))
@@ -95,7 +97,7 @@ class Asks:
                 self._tell(run_id, reply)
 
     def _tell(self, run_id: str, reply: dict[str, Any]) -> None:
-        for answer in self._waiting.get(run_id, ()):
+        for _, answer in self._waiting.get(run_id, ()):
             if not answer.done():
                 answer.set_result(reply)
 

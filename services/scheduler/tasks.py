@@ -19,7 +19,6 @@ from services.scheduler.accept import Acceptor
 
 log = structlog.get_logger(__name__)
 
-DURABLE = "scheduler"
 SLOTS = 512
 ACK_WAIT = 10.0  # seconds: longer than an accept may take, and as long as a task of a lost scheduler waits
 
@@ -35,7 +34,7 @@ class TaskIntake:
             nats,
             stream=subjects.STREAM_TASKS,
             subject=f"{subjects.TASK}.>",
-            durable=DURABLE,
+            durable=subjects.DURABLE_TASKS,
             room=lambda: SLOTS - len(self._tasks),
             take=self._take,
             ack_wait=ACK_WAIT,

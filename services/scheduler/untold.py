@@ -76,7 +76,7 @@ class UntoldEnds:
         else:
             move = Move(status, output=output, error=error)
             said = ended_payload(run_id, end["agent_name"], move, look=vault.seals)
-        publish_nowait(self._nats, subjects.run_ended(run_id), said)
+        publish_nowait(self._nats, subjects.run_ended(end["agent_name"], run_id), said)
         return True
 
     async def _is_told(self, run_id: str, kind: str, seq: int) -> bool:

@@ -82,7 +82,7 @@ async def test_the_same_run_id_is_the_same_run_and_with_another_task_a_conflict(
 
 
 async def test_a_result_comes_although_the_word_of_the_end_is_lost(settings, nc, monkeypatch):
-    monkeypatch.setattr(waiting, "subjects", SimpleNamespace(run_ended=lambda run: f"nowhere.{run}"))
+    monkeypatch.setattr(waiting, "subjects", SimpleNamespace(run_ended=lambda _agent, run: f"nowhere.{run}"))
     async with in_process(settings, nc, Worker), Client(settings) as client:
         run = await client.start("worker", {"n": 1, "wait": True})
         waits = asyncio.create_task(run.result(timeout=20))

@@ -203,7 +203,7 @@ async def test_a_url_without_any_secret_is_refused(settings, nc):
 async def test_an_end_whose_process_dies_before_its_event_is_told_by_the_sweeper(ending, nc):
     process = ending.services[-1]
     process.worker.events = Mute(process.worker.events)
-    ended = await nc.subscribe("run.ended.*")
+    ended = await nc.subscribe("run.ended.*.*")
     run_id = await ending.start_run("ending", {"n": 1})
     await until(ending, run_id, "completed")
     events = await nc.subscribe(f"run.events.{run_id}")
@@ -252,7 +252,7 @@ async def test_an_end_while_nats_was_away_is_told_when_it_is_back(ending, pool):
 
 @pytest.mark.in_memory
 async def test_a_run_that_needs_review_is_told_to_whoever_waits(ending, nc):
-    ended = await nc.subscribe("run.ended.*")
+    ended = await nc.subscribe("run.ended.*.*")
     run_id = await ending.start_run("ending", {"waits": True})
     process = ending.services[-1]
     await eventually(lambda: run_id in process.worker.executions)
