@@ -17,6 +17,7 @@ from perdure.errors import Forbidden, SetupError, Unauthorized
 from perdure.settings import Settings
 from tests.edge_support import web
 
+A_DAY = 86_400  # the forged tokens are made when the tests are collected: no run of the suite outlasts it
 ISSUER, AUDIENCE = "https://id.example", "perdure"
 RSA_KEY = rsa.generate_private_key(public_exponent=65_537, key_size=2048)
 OTHER_KEY = rsa.generate_private_key(public_exponent=65_537, key_size=2048)
@@ -62,7 +63,7 @@ def tokens(issuer: Issuer) -> Tokens:
 
 def claims(**said: Any) -> dict[str, Any]:
     now = int(time.time())
-    usual = {"iss": ISSUER, "aud": AUDIENCE, "sub": "ann", "iat": now, "exp": now + 600, "perdure_role": "operator"}
+    usual = {"iss": ISSUER, "aud": AUDIENCE, "sub": "ann", "iat": now, "exp": now + A_DAY, "perdure_role": "operator"}
     return {name: value for name, value in {**usual, **said}.items() if value is not None}
 
 
@@ -101,7 +102,7 @@ def forged() -> dict[str, str]:
         "a key id that is SQL": signed(kid="' UNION SELECT 'x"),
         "expired": signed(exp=past),
         "without an end": signed(exp=None),
-        "not yet": signed(nbf=now + 600),
+        "not yet": signed(nbf=now + A_DAY),
         "for another audience": signed(aud="other"),
         "for none": signed(aud=None),
         "of another issuer": signed(iss="https://evil.example"),
