@@ -15,10 +15,11 @@ from pydantic import AwareDatetime, BaseModel, BeforeValidator, ConfigDict, Fiel
 from pydantic_core import PydanticCustomError
 
 from perdure.errors import InvalidRequest
-from perdure.subjects import AGENT_NAME, RUN_ID, free_subject
+from perdure.subjects import AGENT_NAME, RUN_ID, TENANT, free_subject
 
 Id = Annotated[str, Field(pattern=f"^{RUN_ID.pattern}$")]
 AgentName = Annotated[str, Field(pattern=f"^{AGENT_NAME.pattern}$")]
+Tenant = Annotated[str, Field(pattern=f"^{TENANT.pattern}$")]
 Name = Annotated[str, Field(min_length=1, max_length=256)]
 Seconds = Annotated[float, Field(strict=True, ge=0, le=316_224_000, allow_inf_nan=False)]
 PositiveSeconds = Annotated[float, Field(strict=True, gt=0, le=316_224_000, allow_inf_nan=False)]
@@ -88,6 +89,9 @@ class Place(Message):
     fair_key: Name | None = None
 
 
+_ALONE: Final = frozenset({"task", "workflow", "run_id", "session_id"})  # fields that go with all others
+
+
 class RunStart(Place):
     """`run.start.<agent>`: accept a run. `task` is any JSON, `null` included, and must be there.
 
@@ -111,6 +115,8 @@ class RunStart(Place):
 
     @model_validator(mode="after")
     def _one_time_and_one_key(self) -> Self:
+        if self.model_fields_set <= _ALONE:
+            return self
         pairs = (
             ("start_at", self.delay is not None and self.start_at is not None, "leave it out, or delay"),
             ("dedup_window", self.dedup_window is not None and self.dedup_key is None, "needs a dedup_key"),
@@ -243,11 +249,13 @@ class RunFilter(Message):
 class RunBulk(Message):
     """`run.bulk`: one action on the runs of a filter, `limit` at a time; `dry_run` only counts them.
 
-    `all: true` must be said when the filter is empty. `cursor` is the `next_cursor` of the page before.
+    `all: true` must be said when the filter is empty. `cursor` is the `next_cursor` of the page before. `tenant` leaves
+    those of others alone (`default` is the platform's own); without it the runs of all tenants are meant.
     """
 
     action: Literal["cancel", "terminate", "pause", "resume", "restart"]
     filter: RunFilter = RunFilter()
+    tenant: Tenant | None = None
     all: bool = False
     dry_run: bool = False
     reason: str | None = Field(None, max_length=1000)
@@ -302,14 +310,13 @@ class QueueList(Message):
     queue: AgentName | None = None
 
 
-class ScheduleSet(Place):
-    """`schedule.set`: the moments of `cron` in `timezone` become runs of `agent`; the same name again changes it.
+class ScheduleSpec(Place):
+    """What a schedule is: the moments of `cron` in `timezone` become runs of `agent`.
 
     `missed` says what becomes of moments at which no scheduler was up: `skip`, `latest` (one run for the last of them)
     or `all` (the newest `missed_limit`). `overlap`: `skip` leaves a moment out while the run of an earlier one goes on.
     """
 
-    name: Id
     agent: AgentName
     cron: Annotated[str, Field(min_length=1, max_length=256)]
     timezone: Name = "UTC"
@@ -319,6 +326,12 @@ class ScheduleSet(Place):
     missed_limit: Annotated[int, Field(strict=True, ge=1, le=1000)] = 100
     overlap: Literal["allow", "skip"] = "allow"
     paused: Annotated[bool, Field(strict=True)] | None = None
+
+
+class ScheduleSet(ScheduleSpec):
+    """`schedule.set`: makes a schedule; the same name again changes it."""
+
+    name: Id
 
 
 class ScheduleRef(Message):

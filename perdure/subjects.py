@@ -51,7 +51,19 @@ AGENT_NAME: Final = re.compile(r"[a-z0-9][a-z0-9_-]{0,62}")
 RUN_ID: Final = re.compile(r"[A-Za-z0-9_-]{1,128}")
 _NOT_IN_PROMPTS: Final = re.compile(r"[^a-z0-9-]+")
 
+PLATFORM: Final = "default"
+"""The tenant of everything that did not come through a key of another one."""
+TENANT: Final = re.compile(r"[a-z0-9](?:-?[a-z0-9]){0,31}")
+MARK: Final = "__"
+"""Between a tenant's name and the rest of an id: an id says itself whose it is, and so do those of child runs."""
+
 GLOBAL_LAYER: Final = "*"
+
+
+def tenant_of(named: str) -> str:
+    """The tenant to which a run, a conversation or a schedule belongs, by its id."""
+    tenant, mark, _ = named.partition(MARK)
+    return tenant if mark and TENANT.fullmatch(tenant) else PLATFORM
 
 
 def agent_name(name: str) -> str:

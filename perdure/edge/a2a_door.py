@@ -19,11 +19,58 @@ from perdure.agent.registry import alive
 from perdure.edge.about import Descriptions
 from perdure.edge.door import Door
 from perdure.edge.public import base_url
-from perdure.edge.replies import named, reply
+from perdure.edge.replies import ERRORS, named, reply
 from perdure.edge.roles import caller_of
 from perdure.errors import NotFound
 
 CARD: Final = "/.well-known/agent-card.json"
+
+_CARD: Final[dict[str, Any]] = {
+    "200": {"description": "The card.", "content": {"application/json": {"schema": {"type": "object"}}}},
+    **{str(status): said for status, said in ERRORS.items()},
+}
+_AGENT: Final = {"name": "agent", "in": "path", "required": True, "schema": {"type": "string"}, "example": "assistant"}
+_CALL: Final[dict[str, Any]] = {
+    "tags": ["a2a"],
+    "description": "JSON-RPC of A2A 1.0 (with the header `A2A-Version: 1.0`) or 0.3; its specification has the "
+    "methods. What a method refuses is an answer with `error`, whose message begins with our code.",
+    "requestBody": {
+        "required": True,
+        "content": {
+            "application/json": {
+                "schema": {
+                    "type": "object",
+                    "properties": {
+                        "jsonrpc": {"const": "2.0"},
+                        "id": {"type": ["string", "integer"]},
+                        "method": {"type": "string", "examples": ["SendMessage", "GetTask", "message/send"]},
+                        "params": {"type": "object"},
+                    },
+                    "required": ["jsonrpc", "method"],
+                }
+            }
+        },
+    },
+    "responses": {
+        "200": {
+            "description": "The answer; events of a stream.",
+            "content": {
+                "application/json": {"schema": {"type": "object"}},
+                "text/event-stream": {"schema": {"type": "string"}},
+            },
+        },
+        **{str(status): said for status, said in ERRORS.items()},
+    },
+}
+DOCUMENT: Final[dict[str, Any]] = {
+    CARD: {"get": {"tags": ["a2a"], "summary": "The card of all agents, or of the one here", "responses": _CARD}},
+    f"/a2a/{{agent}}{CARD}": {
+        "get": {"tags": ["a2a"], "summary": "An agent's card", "parameters": [_AGENT], "responses": _CARD}
+    },
+    "/a2a": {"post": {"summary": "Agent2Agent, for the agent that a message names", **_CALL}},
+    "/a2a/{agent}": {"post": {"summary": "Agent2Agent", "parameters": [_AGENT], **_CALL}},
+}
+"""What OpenAPI says of these routes."""
 
 
 def routes(door: Door, *, version: str) -> list[Route]:

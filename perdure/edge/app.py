@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from typing import Any, Final
 
-from fastapi import APIRouter, Depends, FastAPI
+from fastapi import APIRouter, FastAPI
 from fastapi.openapi.utils import get_openapi
-from fastapi.security import HTTPBearer
 from starlette.middleware.cors import CORSMiddleware
 from starlette.routing import Route
 
@@ -20,6 +19,8 @@ from perdure.edge import (
     routes_events,
     routes_operation,
     routes_runs,
+    routes_schedules,
+    routes_steering,
 )
 from perdure.edge.door import Door
 from perdure.edge.gate import origins
@@ -30,7 +31,9 @@ from perdure.edge.replies import ERRORS
 DESCRIPTION = """\
 Start, follow and steer runs, talk with agents, change their configuration. Lists take `limit` and `cursor` and return
 `next_cursor`. Errors are problem details (RFC 9457) with a `code` that is the same on NATS. Every answer has
-`X-Request-Id`."""
+`X-Request-Id`. `/mcp` is not in this document: what it takes and gives is the transport of MCP, which its
+specification describes and which no client reads from here."""
+SCHEME: Final = {"type": "http", "scheme": "bearer", "description": "An API key, or a JWT."}
 ALLOWED: Final = (
     *("Authorization", "Content-Type", "Idempotency-Key", "Last-Event-ID", "Prefer"),
     *("Mcp-Protocol-Version", "Mcp-Session-Id", "Mcp-Method", "Mcp-Name", "A2A-Version"),
@@ -48,10 +51,13 @@ def create_app(door: Door, *, version: str = "0") -> FastAPI:
     )
     app.state.door = door
     problems.install(app)
-    keyed = APIRouter(dependencies=[Depends(HTTPBearer(auto_error=False, description="An API key, or a JWT."))])
+    keyed = APIRouter()
     if door.only is not None:
         keyed.include_router(routes_runs.single(door.only))
-    native = (routes_runs, routes_events, routes_chat, routes_config, routes_operation)
+    native = (
+        *(routes_runs, routes_steering, routes_events, routes_chat),
+        *(routes_schedules, routes_config, routes_operation),
+    )
     for each in (*native, openai_chat, openai_responses):
         keyed.include_router(each.router)
     app.include_router(keyed)
@@ -75,10 +81,11 @@ def _document(app: FastAPI) -> dict[str, Any]:
     if app.openapi_schema is None:
         made = get_openapi(title=app.title, version=app.version, description=app.description, routes=app.routes)
         schemas = made.setdefault("components", {}).setdefault("schemas", {})
+        made["components"]["securitySchemes"] = {"key": SCHEME}
+        made["paths"] |= {path: {**operations} for path, operations in a2a_door.DOCUMENT.items()}
         schemas["Problem"] = problems.Problem.model_json_schema()
         for path, operations in made["paths"].items():
-            for operation in operations.values():
-                if path in PUBLIC:
-                    operation.pop("security", None)
+            if path not in PUBLIC:
+                made["paths"][path] = {name: {**each, "security": [{"key": []}]} for name, each in operations.items()}
         app.openapi_schema = made
     return app.openapi_schema

@@ -2,28 +2,15 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
-from typing import Final, Literal, TypeAlias, TypeVar
+from typing import Final, Literal, TypeAlias
 
 from perdure.errors import Forbidden, InvalidRequest
-from perdure.subjects import RUN_ID
+from perdure.subjects import MARK, PLATFORM, RUN_ID, TENANT, tenant_of
 
 Role: TypeAlias = Literal["viewer", "operator", "admin"]
 ROLES: Final[tuple[Role, ...]] = ("viewer", "operator", "admin")
-PLATFORM: Final = "default"
-"""The tenant of everything that did not come through a key of another one."""
-TENANT: Final = re.compile(r"[a-z0-9](?:-?[a-z0-9]){0,31}")
-MARK: Final = "__"
-"""Between a tenant's name and the rest of an id: an id says itself whose it is, and so do those of child runs."""
-
-T = TypeVar("T")
-
-
-def tenant_of(named: str) -> str:
-    """The tenant to which a run or a conversation belongs, by its id."""
-    tenant, mark, _ = named.partition(MARK)
-    return tenant if mark and TENANT.fullmatch(tenant) else PLATFORM
+__all__ = ["MARK", "PLATFORM", "ROLES", "TENANT", "Caller", "Role", "tenant_of"]
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
 
-from perdure.messages import AgentName, Configurations, Id, Message, Name, Revision, RunStatus
+from perdure.messages import AgentName, Configurations, Id, Message, Name, Revision, RunFilter, RunStatus
 
 
 class Reply(BaseModel):
@@ -83,6 +83,83 @@ class State(Reply):
     run_id: Id
     status: str
     agent: AgentName
+
+
+class Bulk(Message):
+    """One action on the runs of a filter, `limit` at a time; `dry_run` only counts them."""
+
+    model_config = ConfigDict(
+        frozen=True,
+        extra="ignore",
+        json_schema_extra={"example": {"action": "cancel", "filter": {"agent": "invoices"}, "dry_run": True}},
+    )
+
+    action: Literal["cancel", "terminate", "pause", "resume", "restart"]
+    filter: RunFilter = RunFilter()
+    all: bool = Field(False, description="Must be said when the filter is empty.")
+    dry_run: bool = False
+    reason: str | None = Field(None, max_length=1000)
+    limit: int = Field(100, ge=1, le=500)
+    cursor: str | None = Field(None, max_length=512)
+
+
+class BulkDone(Reply):
+    """What became of a page: how many were `done` and `skipped`, which `failed`; of a dry run, how many `matched`."""
+
+    status: Literal["success"] = "success"
+    action: str
+    next_cursor: str | None
+
+
+class Tree(Reply):
+    """A family of runs, each with the run `above` it and its `relation` to that; `more`: there are others."""
+
+    run_id: Id
+    root: Id
+    runs: list[dict[str, Any]]
+    more: bool
+
+
+class Queues(Reply):
+    """Queues with their depth, their limits, and why their runs wait."""
+
+    queues: list[dict[str, Any]]
+
+
+class Schedule(Reply):
+    """A cron expression whose moments become runs."""
+
+    name: Id
+    agent: AgentName
+    workflow: str
+    cron: str
+    timezone: str
+    paused: bool
+    next_at: str | None
+    last_at: str | None
+    last_run_id: str | None
+
+
+class Schedules(Reply):
+    """A page of schedules, by name."""
+
+    schedules: list[Schedule]
+    next_cursor: str | None
+
+
+class Backfill(Message):
+    """From when to when moments that have no run get one."""
+
+    since: AwareDatetime = Field(alias="from")
+    to: AwareDatetime
+
+
+class Backfilled(Reply):
+    """How many moments there were, and the runs that were made."""
+
+    name: Id
+    moments: int
+    run_ids: list[str]
 
 
 class Cancel(Message):

@@ -6,6 +6,7 @@ from typing import Annotated, Any, Final
 from uuid import uuid4
 
 from fastapi import APIRouter, Body, Query, Request, Response
+from pydantic import AwareDatetime
 
 from perdure.edge import models
 from perdure.edge.callers import PLATFORM
@@ -18,6 +19,7 @@ from perdure.messages import AgentName, Id, Name, RunApprovals, RunStart, RunSta
 
 router = APIRouter(tags=["runs"])
 
+PLAIN: Final = {"task", "workflow", "run_id", "session_id"}  # what most starts have, and nothing else
 KEYS: Final = ("dedup_key", "debounce_key")  # what makes one run of several starts: within a tenant
 
 
@@ -28,7 +30,9 @@ async def start(
     agent = door.agent(caller, agent)
     session_id = body.session_id and caller.own(body.session_id, field="session_id")
     run_id = caller.own(run_id_of(key, body.run_id, agent) or uuid4().hex)
-    more = body.model_dump(exclude_unset=True, exclude={"task", "workflow", "run_id", "session_id"})
+    more: dict[str, Any] = {}
+    if not body.model_fields_set <= PLAIN:
+        more = body.model_dump(exclude_unset=True, exclude=PLAIN)
     if body.callback is not None and (body.callback.subject or body.callback.secret):
         caller.need_platform()  # subjects of NATS and secrets of the scheduler are of no tenant
     more |= {name: caller.own_key(more[name], field=name) for name in KEYS if more.get(name) is not None}
@@ -65,7 +69,12 @@ async def list_runs(
     request: Request,
     caller: Viewer,
     agent: Annotated[AgentName | None, Query(description="Of this agent.")] = None,
-    status: Annotated[RunStatus | None, Query(description="In this state.")] = None,
+    status: Annotated[list[RunStatus] | None, Query(description="In this state, or one of several.")] = None,
+    workflow: Annotated[Name | None, Query(description="Of this workflow.")] = None,
+    version: Annotated[str | None, Query(max_length=256, description="Of this version of it.")] = None,
+    queue: Annotated[AgentName | None, Query(description="Of this queue.")] = None,
+    created_after: Annotated[AwareDatetime | None, Query(description="ISO 8601, with a time zone.")] = None,
+    created_before: Annotated[AwareDatetime | None, Query(description="ISO 8601, with a time zone.")] = None,
     session_id: Annotated[Id | None, Query(description="Of this conversation.")] = None,
     parent_run_id: Annotated[Id | None, Query(description="Started by this run.")] = None,
     limit: Limit = 50,
@@ -78,6 +87,11 @@ async def list_runs(
     asked: dict[str, Any] = {
         "agent": agent or door.only,
         "status": status,
+        "workflow": workflow,
+        "version": version,
+        "queue": queue,
+        "created_after": created_after,
+        "created_before": created_before,
         "session_id": session_id and caller.known(session_id),
         "parent_run_id": parent_run_id and caller.known(parent_run_id),
         "limit": limit,

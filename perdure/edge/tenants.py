@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from datetime import datetime
 from typing import Any
 
 import orjson
@@ -18,9 +20,14 @@ async def tenant_runs(
     tenant: str | None,
     *,
     agent: str | None = None,
-    status: str | None = None,
+    status: Sequence[str] | None = None,
     session_id: str | None = None,
     parent_run_id: str | None = None,
+    workflow: str | None = None,
+    version: str | None = None,
+    queue: str | None = None,
+    created_after: datetime | None = None,
+    created_before: datetime | None = None,
     limit: int = 50,
     cursor: str | None = None,
 ) -> tuple[list[dict[str, Any]], str | None]:
@@ -28,7 +35,9 @@ async def tenant_runs(
     if cursor is not None and not (cursor.isdecimal() and len(cursor) < 19):
         raise InvalidRequest("parameter 'cursor': give the next_cursor of the page before, unchanged")
     before = None if cursor is None else int(cursor)
-    rows = await pool.fetch(_SQL["tenant_runs"], tenant, agent, status, session_id, parent_run_id, before, limit + 1)
+    which = (tenant, agent, status, session_id, parent_run_id, before, limit + 1)
+    more = (workflow, version, queue, created_after, created_before)
+    rows = await pool.fetch(_SQL["tenant_runs"], *which, *more)
     found = []
     for row in rows[:limit]:
         each = dict(row)

@@ -13,6 +13,7 @@ from perdure.engine.codec import short_hash
 from perdure.errors import ApiError, Conflict, InvalidRequest, NotFound
 from perdure.store.postgres import Pool
 from perdure.store.queries import load_queries
+from perdure.subjects import MARK, PLATFORM
 
 if TYPE_CHECKING:
     from perdure.messages import RunBulk
@@ -90,7 +91,7 @@ async def _find(
 ) -> list[tuple[int, str]]:
     wanted = said.filter
     records = await pool.fetch(
-        _SQL["matching"],
+        _SQL["matching" if said.tenant in (None, PLATFORM) else "matching_of_tenant"],
         after,
         upto,
         wanted.agent,
@@ -101,6 +102,7 @@ async def _find(
         wanted.created_after,
         wanted.created_before,
         limit,
+        said.tenant,
     )
     return [(record["turn"], record["run_id"]) for record in records]
 
@@ -115,7 +117,8 @@ def _action(pool: Pool, nats: Client, said: RunBulk, upto: int) -> Callable[[str
     if said.action == "resume":
         return lambda run_id: control.resume(pool, nats, run_id)
     # A page that is asked for again, because its answer was lost, restarts no run a second time.
-    return lambda run_id: control.restart(pool, nats, run_id, f"r-{short_hash(run_id, str(upto))}")
+    mark = "" if said.tenant in (None, PLATFORM) else f"{said.tenant}{MARK}"
+    return lambda run_id: control.restart(pool, nats, run_id, f"{mark}r-{short_hash(run_id, str(upto))}")
 
 
 async def _one(gate: asyncio.Semaphore, act: Callable[[str], Awaitable[object]], run_id: str) -> ApiError | None:

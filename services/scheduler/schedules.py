@@ -22,6 +22,7 @@ from perdure.engine.start_options import StartOptions
 from perdure.store.failures import CONNECTION_ERRORS
 from perdure.store.postgres import Pool
 from perdure.store.queries import load_queries
+from perdure.subjects import MARK, PLATFORM, tenant_of
 
 _SQL = load_queries("schedules.sql")
 log = structlog.get_logger(__name__)
@@ -103,8 +104,11 @@ def start_of(row: Mapping[str, Any] | asyncpg.Record, at: datetime) -> Start:
     if isinstance(task, dict):
         task = {"scheduled_for": moment, **task}
     options = StartOptions(row["queue_name"], row["priority"], row["fair_key"])
+    # the runs of a tenant's schedule are its own: an id says whose it is
+    tenant = tenant_of(row["name"])
+    mark = "" if tenant == PLATFORM else f"{tenant}{MARK}"
     return runs.new_start(
-        f"s-{short_hash(row['name'], moment)}",
+        f"{mark}s-{short_hash(row['name'], moment)}",
         row["agent_name"],
         task,
         workflow=row["workflow"],

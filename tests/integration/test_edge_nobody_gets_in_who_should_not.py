@@ -26,6 +26,9 @@ BODIES: dict[str, Any] = {
     "/reset_session": {"session_id": "acme__talk", "agent": "clerk"},
     "/v1/chat/completions": {"model": "clerk", "messages": [{"role": "user", "content": "hello"}]},
     "/v1/responses": {"model": "clerk", "input": "hello"},
+    "/runs/bulk": {"action": "cancel", "filter": {"agent": "clerk"}},
+    "/schedules/{name}": {"agent": "clerk", "cron": "0 6 * * *"},
+    "/schedules/{name}/backfill": {"from": "2026-01-01T00:00:00Z", "to": "2026-01-01T00:00:00Z"},
     "/a2a/{agent}": {"jsonrpc": "2.0", "id": 1, "method": "tasks/get", "params": {"id": "acme__r-1"}},
     "/a2a": {"jsonrpc": "2.0", "id": 1, "method": "tasks/get", "params": {"id": "acme__r-1"}},
     "/config/{agent}": {"configurations": {"a": "1"}},
@@ -34,6 +37,7 @@ BODIES: dict[str, Any] = {
 SECRET = "secret://env/PERDURE_CALLBACK_SECRET_X"
 NEEDS = {"GET": "viewer", "DELETE": "operator", "POST": "operator", "PATCH": "admin", "PUT": "admin"}
 NEEDS_MORE = {
+    ("PUT", "/schedules/{name}"): "operator",
     "/mcp": "viewer",
     "/config/{agent}/rollback": "admin",
     "/tickets": "viewer",
@@ -75,8 +79,8 @@ async def routes(door: Web, admin: dict[str, str]) -> list[tuple[str, str]]:
     listed = [(method.upper(), path) for path, each in document["paths"].items() for method in each]
     assert len(listed) > 20
     undocumented = [("GET", "/docs"), ("GET", "/openapi.json"), ("GET", "/nothing"), ("POST", "/mcp"), ("GET", "/mcp")]
-    undocumented += [("DELETE", "/mcp"), ("POST", "/a2a"), ("POST", "/a2a/{agent}")]
-    undocumented += [("GET", CARD), ("GET", f"/a2a/{{agent}}{CARD}")]
+    undocumented += [("DELETE", "/mcp")]
+    assert {("POST", "/a2a/{agent}"), ("POST", "/a2a"), ("GET", CARD)} <= set(listed)
     return [*listed, *undocumented]
 
 
@@ -90,9 +94,12 @@ async def call(
         "run_id": "acme__r-1",
         "session_id": "acme__talk",
         "call_id": "c",
+        "queue": "q",
         "model": "clerk",
     } | names
     names = {"response_id": f"resp_{names['run_id']}", **names}
+    if path.startswith("/schedules/"):
+        names["name"] = "acme__nightly"
     filled = re.sub(r"{(\w+)}", lambda found: names[found[1]], path).replace("signal/clerk", "signal/go")
     body = BODIES.get(path) if method in ("POST", "PUT", "PATCH") else None
     async with door.http.stream(method, filled, json=body, headers=headers) as response:
@@ -135,7 +142,7 @@ async def test_each_route_needs_the_role_that_it_says(door: Web):
     for method, path in await routes(door, admin):
         if path in PUBLIC:
             continue
-        needed = NEEDS_MORE.get(path, NEEDS[method])
+        needed = NEEDS_MORE.get((method, path)) or NEEDS_MORE.get(path, NEEDS[method])
         for role, headers in (("viewer", viewer), ("operator", operator)):
             if (needed, role) in (("operator", "viewer"), ("admin", "viewer"), ("admin", "operator")):
                 response = await call(door, method, path, headers, run_id="r-1")
@@ -150,9 +157,17 @@ async def test_a_tenant_sees_nothing_of_another_on_any_route(door: Web):
     platform = await key(door)
     await door.post("/agents/clerk/run", {"task": {}, "run_id": "r-1", "session_id": "talk"}, headers=acme)
     await door.post("/agents/clerk/run", {"task": {}, "run_id": "p-1"}, headers=platform)
+    assert (await door.http.put("/schedules/nightly", json=BODIES["/schedules/{name}"], headers=acme)).is_success
     assert (await door.get("/runs/r-1", headers=acme))["run_id"] == "acme__r-1"
     assert (await door.get("/runs/acme__r-1", headers=acme))["session_id"] == "acme__talk"
-    whole = {"/config/{agent}", "/config/{agent}/history", "/config/{agent}/rollback", "/metrics"}
+    whole = {
+        "/queues",
+        "/queues/{queue}",
+        "/config/{agent}",
+        "/config/{agent}/history",
+        "/config/{agent}/rollback",
+        "/metrics",
+    }
     shared = {"/agents", "/tickets", "/runs", "/approvals", "/docs", "/openapi.json", "/agents/{name}/run", "/chat"}
     shared |= {
         "/v1/models",
@@ -162,11 +177,15 @@ async def test_a_tenant_sees_nothing_of_another_on_any_route(door: Web):
         "/mcp",
         CARD,
         f"/a2a/{{agent}}{CARD}",
+        "/schedules",
+        "/runs/bulk",
     }
     for headers in (evil, platform):
         for method, path in await routes(door, platform):
             if path in PUBLIC or path in shared or (path in whole and headers is platform):
                 continue
+            if (method, path) == ("PUT", "/schedules/{name}"):
+                continue  # a schedule of its own of that name
             for names in ({}, {"run_id": "evil__acme__r-1"}, {"run_id": "r-1", "session_id": "talk"}):
                 if path == "/events/{session_id}" and (headers is evil or names):
                     continue  # a conversation of its own of that name: it may begin
@@ -230,7 +249,7 @@ async def test_a_key_of_one_agent_reaches_no_other(door: Web):
     for method, path in await routes(door, platform):
         if "{run_id}" in path or "{response_id}" in path:
             assert (await call(door, method, path, scoped, run_id="o-1")).status_code == 404, path
-        if "{agent}" in path or "{name}/run" in path or "{model}" in path:
+        if "{agent}" in path or "/agents/{name}" in path or "{model}" in path:
             others = dict.fromkeys(("name", "agent", "model"), "other")
             assert (await call(door, method, path, scoped, **others)).status_code == 403, path
     chat = {"agent": "other", "prompt": "hello"}

@@ -171,9 +171,24 @@ WHERE run_id = $1 AND (path = $2 OR name = $2 OR seq::text = $2) AND kind NOT IN
 ORDER BY name = $2 DESC, seq::text = $2 DESC, seq LIMIT 1
 
 -- name: matching
--- The runs that a filter finds, in the order of their turns, after $1 and up to $2.
+-- The runs that a filter finds, in the order of their turns, after $1 and up to $2; with $11 those of no tenant alone.
 SELECT turn, run_id FROM runs
 WHERE turn > $1 AND turn <= $2
+  AND ($3::text IS NULL OR agent_name = $3)
+  AND ($4::text[] IS NULL OR status = ANY($4))
+  AND ($5::text IS NULL OR workflow = $5)
+  AND ($6::text IS NULL OR version = $6)
+  AND ($7::text IS NULL OR session_id = $7)
+  AND ($8::timestamptz IS NULL OR created_at >= $8)
+  AND ($9::timestamptz IS NULL OR created_at < $9)
+  AND ($11::text IS NULL OR run_id LIKE 'default\_\_%' OR run_id !~ '^[a-z0-9](-?[a-z0-9]){0,31}__')
+ORDER BY turn LIMIT $10
+
+-- name: matching_of_tenant
+-- The same among the runs of tenant $11, whose ids begin with its name. The condition of the index stands here, too.
+SELECT turn, run_id FROM runs
+WHERE strpos(run_id, '__') > 0 AND split_part(run_id, '__', 1) = $11
+  AND turn > $1 AND turn <= $2
   AND ($3::text IS NULL OR agent_name = $3)
   AND ($4::text[] IS NULL OR status = ANY($4))
   AND ($5::text IS NULL OR workflow = $5)

@@ -16,10 +16,15 @@ SELECT turn, run_id, agent_name, workflow, session_id, parent_run_id, status, at
 FROM runs
 WHERE strpos(run_id, '__') > 0 AND split_part(run_id, '__', 1) = $1
   AND ($2::text IS NULL OR agent_name = $2)
-  AND ($3::text IS NULL OR status = $3)
+  AND ($3::text[] IS NULL OR status = ANY($3))
   AND ($4::text IS NULL OR session_id = $4)
   AND ($5::text IS NULL OR parent_run_id = $5)
   AND ($6::bigint IS NULL OR turn < $6)
+  AND ($8::text IS NULL OR workflow = $8)
+  AND ($9::text IS NULL OR version = $9)
+  AND ($10::text IS NULL OR queue_name = $10)
+  AND ($11::timestamptz IS NULL OR created_at >= $11)
+  AND ($12::timestamptz IS NULL OR created_at < $12)
 ORDER BY turn DESC
 LIMIT $7
 
