@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import signal
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -256,8 +255,7 @@ class Platform:
 
 def _part(part: EmbeddedServer | PlatformProcess) -> Part:
     running = Running.of(part.pid) if part.running else None
-    stop_signal = int(part.stop_signal if isinstance(part, EmbeddedServer) else signal.SIGTERM)
-    return Part(part.name, running, part.url, str(part.log_file), part.note, stop_signal)
+    return Part(part.name, running, part.url, str(part.log_file), part.note, int(part.stop_signal))
 
 
 def _to_log(line: str) -> None:

@@ -74,7 +74,7 @@ async def test_a_port_that_was_taken_after_it_was_looked_at_is_another_ones(home
     with socket.create_server(("127.0.0.1", 0)) as stranger:
         taken = stranger.getsockname()[1]
         # Free at each look, as with a program that takes it in between and has given it back by the second look.
-        monkeypatch.setattr("perdure.embedded.processes.is_free", lambda _port: True)
+        monkeypatch.setattr("perdure.embedded.supervised.is_free", lambda _port: True)
         door = ProcessSpec("door", (str(FAKE),), port=taken, port_variable="FAKE_PORT")
         async with make(home, processes=(door,), free_ports=False):
             (part,) = [part for part in read_state(home).parts if part.name == "door"]

@@ -8,7 +8,7 @@ from pathlib import Path
 import asyncpg
 import pytest
 
-from perdure.embedded import server as server_module
+from perdure.embedded import supervised
 from perdure.embedded.nats_server import NatsServer
 from perdure.embedded.offline_server import OfflineServer
 from perdure.embedded.postgres_server import PostgresServer
@@ -49,7 +49,7 @@ async def stranger(request: pytest.FixtureRequest, home: Path, pristine: Path) -
 async def test_a_port_taken_after_it_was_looked_at_is_left_to_the_stranger(
     stranger: EmbeddedServer, home: Path, pristine: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(server_module, "is_free", lambda _port: True)
+    monkeypatch.setattr(supervised, "is_free", lambda _port: True)
     ours = make(type(stranger), home / "ours", pristine, stranger.port)
     await ours.start()
     try:
