@@ -43,10 +43,11 @@ bench: $(STAMP) ## Measure this machine and the engine on it; takes about three 
 	@$(PY) -m benchmarks
 	@$(PY) -m benchmarks.engine
 
-peers: $(STAMP) ## The same for the engine beside DBOS and LangGraph, which go into .venv-peers
+peers: $(STAMP) ## The engine and the agents beside DBOS and LangGraph, which go into .venv-peers
 	@test -x .venv-peers/bin/python || $(PY) -m venv .venv-peers
 	@.venv-peers/bin/python -m pip install --disable-pip-version-check --quiet --require-hashes -r requirements-peers.lock
 	@$(PY) -m benchmarks.engine --peers .venv-peers/bin/python
+	@$(PY) -m benchmarks.agents --peers .venv-peers/bin/python
 
 chaos: $(STAMP) ## Kill servers and processes under load, and check that nothing was lost
 	@PERDURE_CHAOS_CHANGES=$${PERDURE_CHAOS_CHANGES:-2000} PERDURE_CHAOS_TAKEOVERS=$${PERDURE_CHAOS_TAKEOVERS:-30} \

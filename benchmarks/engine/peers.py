@@ -33,14 +33,15 @@ async def measure_peers(python: Path, database_url: str, steps: int) -> list[Pee
     """Each peer at each load, in a database of its own. Raises `RuntimeError` when one of them fails."""
     found: list[Peer] = []
     for name, program in PEERS.items():
-        url = await _database(database_url, f"peer_{name.lower()}")
+        url = await new_database(database_url, f"peer_{name.lower()}")
         for callers, runs in LOADS:
-            said = await _run(python, program, url, steps, runs, callers)
+            said = await run_peer(python, program, url, steps, runs, callers)
             found.append(Peer(name, callers, **said))
     return found
 
 
-async def _database(database_url: str, name: str) -> str:
+async def new_database(database_url: str, name: str) -> str:
+    """Make a database beside the one at `database_url`; its URL."""
     connection = await asyncpg.connect(database_url)
     try:
         await connection.execute(f'CREATE DATABASE "{name}"')
@@ -49,11 +50,12 @@ async def _database(database_url: str, name: str) -> str:
     return urlunsplit(urlsplit(database_url)._replace(path=f"/{name}"))
 
 
-async def _run(python: Path, program: str, url: str, *numbers: int) -> dict[str, Any]:
+async def run_peer(python: Path, program: str, url: str, *arguments: int | str) -> dict[str, Any]:
+    """Run a program of `benchmarks/peers`; the JSON of its last line. Raises `RuntimeError` when it fails."""
     process = await asyncio.create_subprocess_exec(
         str(python),
         str(PROGRAMS / program),
-        *map(str, numbers),
+        *map(str, arguments),
         env={**os.environ, "DATABASE_URL": url},
         stdout=asyncio.subprocess.PIPE,
     )
