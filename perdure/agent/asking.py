@@ -12,6 +12,7 @@ from perdure.agent.model import Deltas
 from perdure.agent.session import Opened, window
 from perdure.agent.settings import AgentSettings
 from perdure.engine import Retry, StepContext
+from perdure.engine.committed_step import committed_step
 from perdure.errors import PermanentError
 from perdure.llm.types import Message, ModelReply, ModelRequest
 
@@ -37,6 +38,14 @@ class Spent:
         self.input_tokens += reply.input_tokens
         self.output_tokens += reply.output_tokens
         self.cost += reply.cost or 0.0
+
+    def since(self, earlier: Spent) -> tuple[int, int, float]:
+        """What was spent after `earlier`: tokens read, tokens written, money."""
+        return (
+            self.input_tokens - earlier.input_tokens,
+            self.output_tokens - earlier.output_tokens,
+            self.cost - earlier.cost,
+        )
 
     @property
     def tokens(self) -> int:
@@ -69,7 +78,10 @@ def tool_choice(turn: Turn, live: AgentSettings, iteration: int, *, last: bool) 
 
 
 async def ask(turn: Turn, opened: Opened, live: AgentSettings, iteration: int, *, last: bool) -> ModelReply:
-    """One model call as a journaled step; the conversation is named in its arguments, never copied."""
+    """One model call as a journaled step; the conversation is named in its arguments, never copied.
+
+    An answer that ends the turn closes it in the commit of its row.
+    """
     agent, ctx = turn.agent, turn.ctx
     said: list[Message] = list(turn.said)
     at = Moment(agent.name, ctx.run_id, turn.session)
@@ -93,7 +105,10 @@ async def ask(turn: Turn, opened: Opened, live: AgentSettings, iteration: int, *
 
     conversation = {"session": turn.session, "first": opened.first, "upto": opened.upto, "iteration": iteration}
     retry = Retry(max_attempts=live.retry_max_attempts or MODEL_ATTEMPTS, delay=0.5, max_delay=30.0)
-    return await ctx.step("model", ask_model, conversation, retry=retry, timeout=MODEL_TIMEOUT)
+    return await committed_step(
+        ctx, "model", ask_model, conversation, follows=lambda reply: turn.closing(reply, last=last),
+        retry=retry, timeout=MODEL_TIMEOUT,
+    )  # fmt: skip
 
 
 async def _before(turn: Turn, opened: Opened, live: AgentSettings) -> list[Message]:

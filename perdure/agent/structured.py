@@ -36,10 +36,14 @@ class Structured:
             return "; ".join(f"{'.'.join(map(str, one['loc'])) or 'answer'}: {one['msg']}" for one in told), None
         return None, self._adapter.dump_python(value, mode="json")
 
+    @property
     def may_repair(self) -> bool:
-        """Whether the model may try once more; counts the try."""
+        """Whether the model may try once more."""
+        return self._repairs < MOST_REPAIRS
+
+    def repair(self) -> None:
+        """Count a try."""
         self._repairs += 1
-        return self._repairs <= MOST_REPAIRS
 
     @staticmethod
     def complaint(problem: str) -> str:

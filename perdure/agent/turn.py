@@ -22,6 +22,7 @@ from perdure.agent.tools import Tool
 from perdure.agent.users import read_user
 from perdure.engine import Context
 from perdure.engine.codec import short_hash
+from perdure.engine.committed_step import Also
 from perdure.errors import InvalidRequest, PermanentError, RunFailed
 from perdure.llm.types import Message, ModelReply, ToolRequest
 from perdure.store.postgres import Connection, keeps_session
@@ -31,6 +32,9 @@ if TYPE_CHECKING:
 
 WAKE: Final = "wake"
 """The key of a task that begins a turn without a user's message: a background tool is done."""
+
+DECLINED: Final = frozenset({"refusal", "content_filter"})
+"""Why a model may stop without an answer of the output type."""
 
 log = structlog.get_logger()
 
@@ -72,6 +76,7 @@ class Turn:
         self.structured = Structured(agent.output) if agent.output is not None else None
         self._born = 0
         self._told = Spent()  # the part of `spent` that is in the session's row
+        self._closed_at: int | None = None  # the seq of the answer that this process has closed the turn with
 
     def tools(self, live: AgentSettings) -> Mapping[str, Tool]:
         """The tools that the model may see."""
@@ -100,7 +105,9 @@ class Turn:
             last = iteration + 1 >= (live.max_iterations or self.agent.max_iterations)
             reply = await ask(self, opened, live, iteration, last=last)
             self.spent.add(reply)
-            if reply.tool_calls and not last:
+            if not self._goes_on(reply, last=last):
+                return self._answer(reply)
+            if reply.tool_calls:
                 handed = target_of(self, live, reply.tool_calls)
                 if handed is not None:
                     done, output = await self._hand_over(opened, reply, *handed)
@@ -110,9 +117,7 @@ class Turn:
                     calls, results = await run_calls(self, live, reply, iteration)
                     await self._tell(reply, calls, [result.content for result in results])
             else:
-                done, output = await self._answer(reply, last=last)
-                if done:
-                    return output
+                self._repair(reply)
             iteration += 1
 
     # -- the conversation ---------------------------------------------------------------------------------------------
@@ -139,11 +144,7 @@ class Turn:
     async def append(self, messages: Sequence[Message], *, close: bool) -> None:
         """Put messages, and what they cost, into the conversation."""
         agent, run_id = self.agent, self.ctx.run_id
-        spent, told = self.spent, self._told
-        cost = (
-            spent.input_tokens - told.input_tokens, spent.output_tokens - told.output_tokens, spent.cost - told.cost
-        )  # fmt: skip
-        self._told = Spent(spent.input_tokens, spent.output_tokens, spent.cost)
+        cost, self._told = self.spent.since(self._told), replace(self.spent)
 
         @keeps_session
         async def append(connection: Connection, session: str, messages: list[str], close: bool) -> int:
@@ -152,6 +153,31 @@ class Turn:
         texts = [dump(message) for message in messages]
         first = await self.ctx.transaction("close turn" if close else "append", append, self.session, texts, close)
         agent.sessions.remember(self.session, self._born, first, messages)
+
+    def closing(self, reply: ModelReply, *, last: bool) -> Also | None:
+        """What closes the turn with `reply`, to be committed with the reply's own row; None when the turn goes on."""
+        if self._goes_on(reply, last=last):
+            return None
+        spent = replace(self.spent)
+        spent.add(reply)
+        cost = spent.since(self._told)
+
+        async def close(connection: Connection) -> None:
+            self._closed_at = await self.agent.sessions.append(
+                connection, self.session, self.ctx.run_id, [dump(assistant(reply))], close=True, cost=cost
+            )
+
+        return close
+
+    def _goes_on(self, reply: ModelReply, *, last: bool) -> bool:
+        """Whether more is to come after `reply`: tools that it asks for, or a better answer."""
+        if last:
+            return False
+        if reply.tool_calls:
+            return True
+        if self.structured is None or reply.stop in DECLINED or not self.structured.may_repair:
+            return False
+        return self.structured.read(reply.text)[0] is not None
 
     async def _tell(self, reply: ModelReply, calls: Sequence[ToolRequest], results: Sequence[str]) -> None:
         messages = [assistant(reply, calls)]
@@ -175,22 +201,25 @@ class Turn:
         await self.append([{"role": "assistant", "content": text, "agent": target}], close=True)
         return True, output
 
-    async def _answer(self, reply: ModelReply, *, last: bool) -> tuple[bool, Any]:
-        """`(True, output)`, or `(False, None)` when the answer has to be mended and the model is asked again."""
-        output: Any = reply.text
-        if self.structured is not None and reply.stop in {"refusal", "content_filter"}:
-            await self.append([assistant(reply)], close=True)
+    def _answer(self, reply: ModelReply) -> Any:
+        """The output that the turn has ended with. Raises `PermanentError` for an answer that cannot be one."""
+        if self._closed_at is not None:  # by this process: on a replay the conversation is read when it is wanted
+            self.agent.sessions.remember(self.session, self._born, self._closed_at, [assistant(reply)])
+        if self.structured is None:
+            return reply.text
+        if reply.stop in DECLINED:
             raise PermanentError(f"the model declined to answer ({reply.stop}): {reply.text}")
-        if self.structured is not None:
-            problem, output = self.structured.read(reply.text)
-            if problem is not None:
-                if last or not self.structured.may_repair():
-                    await self.append([assistant(reply)], close=True)
-                    raise PermanentError(f"the model's answer does not have the output type: {problem}")
-                self.said += [assistant(reply), {"role": "user", "content": self.structured.complaint(problem)}]
-                return False, None
-        await self.append([assistant(reply)], close=True)
-        return True, output
+        problem, output = self.structured.read(reply.text)
+        if problem is not None:
+            raise PermanentError(f"the model's answer does not have the output type: {problem}")
+        return output
+
+    def _repair(self, reply: ModelReply) -> None:
+        """Have the model asked again for an answer of the output type."""
+        assert self.structured is not None  # noqa: S101  (only its answers are mended)
+        problem, _ = self.structured.read(reply.text)
+        self.structured.repair()
+        self.said += [assistant(reply), {"role": "user", "content": self.structured.complaint(problem or "")}]
 
 
 def assistant(reply: ModelReply, calls: Sequence[ToolRequest] = ()) -> Message:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import functools
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Awaitable, Callable, Generator, Mapping
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -23,7 +23,7 @@ from perdure.engine.retry import Retry
 from perdure.engine.rows import JournalRow
 from perdure.errors import ControlFlow, PerdureError, RunSuspended, StepFailed, WorkflowMisuse
 from perdure.store.failures import CONNECTION_ERRORS
-from perdure.store.postgres import own_session
+from perdure.store.postgres import PooledConnection, own_session
 
 if TYPE_CHECKING:
     from perdure.engine.branch import Branch
@@ -278,17 +278,35 @@ class TransactionCall(StepCall):
     __slots__ = ()
 
     async def _run(self, kwargs: dict[str, Any]) -> Any:
+        async def work(connection: PooledConnection) -> str:
+            async with asyncio.timeout(self._timeout):
+                return self._text(await self._function(connection, *self._args, **kwargs))
+
+        return await self._commit(work, self._function)
+
+    async def _commit(
+        self,
+        work: Callable[[PooledConnection], Awaitable[str]],
+        marked: Callable[..., object],
+        started: datetime | None = None,
+    ) -> JournalRow:
+        """The row, committed with what `work` writes; `work` gives the row's text, `marked` is for `own_session`."""
         delay = 0.05
         while True:
             async with self.execution.host.transactions:
-                row = await self._try(kwargs)
+                row = await self._try(work, marked, started)
             if row is not None:
                 reach("step.after_commit", self.execution.run_id, self.name)
                 return row
             await asyncio.sleep(delay)  # the database went away; nothing was done, so no attempt is counted
             delay = min(delay * 2, 2.0)
 
-    async def _try(self, kwargs: dict[str, Any]) -> JournalRow | None:
+    async def _try(
+        self,
+        work: Callable[[PooledConnection], Awaitable[str]],
+        marked: Callable[..., object],
+        started: datetime | None,
+    ) -> JournalRow | None:
         """The committed row; `None` when the connection was lost and nothing was committed."""
         execution = self.execution
         row: JournalRow | None = None
@@ -296,12 +314,10 @@ class TransactionCall(StepCall):
         try:
             async with execution.host.pool.acquire() as connection:
                 try:
-                    async with own_session(connection, self._function), connection.transaction():
-                        async with asyncio.timeout(self._timeout):
-                            value = await self._function(connection, *self._args, **kwargs)
-                        text = self._text(value)
+                    async with own_session(connection, marked), connection.transaction():
+                        text = await work(connection)
                         execution.busy += 1
-                        row = self.row("ok", text, attempt=self._attempt)
+                        row = self.row("ok", text, attempt=self._attempt, started_at=started)
                         reach("step.before_commit", execution.run_id, self.name)
                         # A patch marker that is not committed yet goes along: a replay of this row must find it.
                         patches = [Entry(execution, row=patch) for patch in execution.unwritten_patches.values()]
