@@ -85,6 +85,10 @@ class BaseAgent:
         """The live configuration as a dict: declared keys by their type, the others as text."""
         return self.config.typed()
 
+    def typed(self, output: Any) -> Any:
+        """A run's output, which travelled as JSON, in the type that the agent declares for it; here it has none."""
+        return output
+
     def workflows(self) -> Mapping[str, WorkflowDefinition]:
         """The workflows of this agent by name: the methods marked with `@workflow`.
 

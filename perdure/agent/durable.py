@@ -7,7 +7,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 import asyncpg
-from pydantic import BaseModel, TypeAdapter
+import orjson
+from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from perdure import subjects
 from perdure.agent.background import background_workflow, workflow_name
@@ -128,6 +129,15 @@ class DurableAgent(BaseAgent):
         )
         assert isinstance(own.settings, AgentSettings)  # noqa: S101  (every key has a default)
         return own.settings
+
+    def typed(self, output: Any) -> Any:
+        """A run's output in the `output_type`; as it is when an agent that was handed over to answered in another."""
+        if self.output is None:
+            return output
+        try:
+            return self.output.validate_json(orjson.dumps(output))
+        except ValidationError:
+            return output
 
     def as_tool(self, **options: Any) -> Tool:
         """The agent as a tool of another: each call is a durable child run. `options` are those of `agent_tool`."""

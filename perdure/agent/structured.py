@@ -34,7 +34,7 @@ class Structured:
         except ValidationError as error:
             told = error.errors(include_url=False, include_context=False, include_input=False)[:10]
             return "; ".join(f"{'.'.join(map(str, one['loc'])) or 'answer'}: {one['msg']}" for one in told), None
-        return None, self._adapter.dump_python(value, mode="json")
+        return None, self._adapter.dump_python(value, mode="json", by_alias=True)  # as the schema says
 
     @property
     def may_repair(self) -> bool:

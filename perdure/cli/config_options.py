@@ -1,4 +1,4 @@
-"""Arguments and options that several `perdure config` commands share."""
+"""Arguments and options that several commands share."""
 
 from __future__ import annotations
 
@@ -25,4 +25,4 @@ def user() -> str:
     try:
         return getpass.getuser()
     except (OSError, KeyError):  # a container's user may have no name
-        return "perdure config"
+        return "perdure"

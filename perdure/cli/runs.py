@@ -11,6 +11,7 @@ from perdure.cli import runs_control
 from perdure.cli import runs_view as view
 from perdure.cli.approvals import approval_of
 from perdure.cli.clients import Output, parse_json, say_if_absent, working
+from perdure.cli.config_options import By, user
 from perdure.cli.console import err, fail, out, print_json
 from perdure.cli.runs_control import Out, RunId, Wait, go_on
 from perdure.client import Client
@@ -172,6 +173,7 @@ def approve(
     arguments_hash: Annotated[
         str | None, typer.Option("--hash", help="Decide only if the arguments have this hash. Default: as requested.")
     ] = None,
+    by: By = None,
 ) -> None:
     """Decide on a tool call that waits for a person: approve it, [bold]--deny[/] it, or [bold]--edit[/] it."""
     if deny and edit is not None:
@@ -184,7 +186,7 @@ def approve(
     async def work(client: Client) -> None:
         handle = await client.get(run_id)
         call, digest = await approval_of(handle, call_id, arguments_hash)
-        await handle.approve(call, digest, decision, arguments=arguments, reason=reason)
+        await handle.approve(call, digest, decision, arguments=arguments, reason=reason, decided_by=by or user())
         done = {"approve": "approved", "deny": "denied", "edit": "approved with other arguments"}[decision]
         err.print(f"{done}: call {call} of run {run_id}", markup=False, soft_wrap=True)
 

@@ -129,8 +129,11 @@ class RunHandle:
         *,
         arguments: Mapping[str, Any] | None = None,
         reason: str | None = None,
+        decided_by: str | None = None,
     ) -> None:
         """Decide on a tool call that waits for it: `approve`, `deny`, or `edit` with other `arguments`.
+
+        `reason` is what the model reads, `decided_by` who is kept with the decision.
 
         Raises `Conflict` when it was decided already or its arguments have another hash, and `NotFound`.
         """
@@ -144,4 +147,6 @@ class RunHandle:
             said["arguments"] = dict(arguments)
         if reason is not None:
             said["reason"] = reason
+        if decided_by is not None:
+            said["decided_by"] = decided_by
         await self._connection.request("run.approve", said)

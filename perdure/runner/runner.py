@@ -72,7 +72,7 @@ class AgentRunner(Steering):
         session_id: str | None = None,
         timeout: float | None = None,
     ) -> Any:
-        """Run `agent` on `task` and return its output.
+        """Run `agent` on `task` and return its output, in the agent's `output_type` if it has one.
 
         Raises `RunFailed` when the run ends otherwise, `TimeoutError` after `timeout` seconds (the run goes on), and
         `SetupError` when the platform cannot be started. Inside async code use `await runner.run(...)`.
@@ -176,7 +176,7 @@ class AgentRunner(Steering):
                 await asyncio.sleep(0.5)
                 continue
             if reply["status"] == "completed":
-                return reply["output"]
+                return process.agent.typed(reply["output"])
 
     async def _started(self, agent: AnyAgent) -> AgentProcess:
         async with self._one_at_a_time():

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import signal
 
-from tests.agents.team_program import ORDER
+from perdure.agent.registry import live_agents
+from tests.agents.team_program import NAMES, ORDER
 from tests.platform import in_process
 from tests.processes import processes
 from tests.support import eventually
@@ -24,11 +25,19 @@ async def test_a_killed_team_goes_on_at_the_same_speaker(settings, nc, pool, tmp
 
         return look
 
+    async def there():
+        return {one["agent"] for one in await live_agents(pool)}
+
+    async def all_gone():
+        return not await there()
+
     async with in_process(settings, nc) as platform, processes(settings, tmp_path) as started:
         first = started.start(PROGRAM, "first")
         runs = {team: await platform.start_run(team, team) for team in ORDER}
         await eventually(bob_waits(1), timeout=PATIENCE)
+        assert {*ORDER, *NAMES} <= await there()
         first.send(signal.SIGKILL)
+        await eventually(all_gone, timeout=PATIENCE)
         started.start(PROGRAM, "second")
         await eventually(bob_waits(2), timeout=PATIENCE)
         await pool.execute("INSERT INTO go VALUES (TRUE)")

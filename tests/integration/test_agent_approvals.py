@@ -1,6 +1,10 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import sys
+from asyncio import create_subprocess_exec
+from asyncio.subprocess import PIPE
 
 import orjson
 import pytest
@@ -73,6 +77,28 @@ async def test_a_call_waits_for_a_person_and_is_made_once_it_is_approved(setting
     assert (kept["status"], kept["decided_by"], kept["reason"]) == ("approved", "Eve", "fine")
     assert kept["decided_at"] is not None
     assert desk.paid == [("Anna", 30)]
+
+
+async def test_a_decision_from_the_command_line_is_kept_with_who_took_it(settings, nc):
+    async with in_process(settings, nc, Refunds().agent) as platform:
+        surroundings = {**os.environ, "NATS_URL": settings.nats_url, "COLUMNS": "200", "NO_COLOR": "1"}
+
+        async def approve(run, *how):
+            command = [sys.executable, "-m", "perdure.cli.main", "runs", "approve", run, *how]
+            process = await create_subprocess_exec(*command, env=surroundings, stderr=PIPE)
+            said = (await process.communicate())[1].decode()
+            return process.returncode, said
+
+        run, approval = await asked(platform)
+        code, said = await approve(run, "--edit", '{"customer": "Anna", "amount": 20}', "--by", "Eve")
+        assert (code, said) == (0, f"approved with other arguments: call {approval['call_id']} of run {run}\n")
+        assert "20 paid to Anna" in (await eventually(lambda: ended(platform, run)))["output"]
+        code, said = await approve(run, "--deny")
+        assert code == 1
+        assert "edited already" in said
+        [kept] = (await platform.request("run.approvals", {"status": "any"}))["approvals"]
+    assert (kept["status"], kept["decided_by"]) == ("edited", "Eve")
+    assert kept["decided_at"] is not None
 
 
 async def test_a_denied_call_is_told_to_the_model_with_the_reason(settings, nc):

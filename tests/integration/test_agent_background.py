@@ -179,7 +179,14 @@ async def test_three_lines_at_once_and_each_result_by_its_call(settings, nc, poo
     assert len({one["call_id"] for one in told}) == 3
 
 
-async def test_the_end_of_the_work_is_an_event(settings, nc, pool, gate, work):
+async def test_the_progress_and_the_end_of_the_work_are_events(settings, nc, pool, gate):
+    @tool(background=True)
+    async def work(what: str, ctx: Context) -> str:
+        """Work."""
+        await ctx.progress(0.4, f"digging for {what}")
+        await ctx.step("wait", gate.wait)
+        return f"{what} done"
+
     agent = scripted(Call("work", {"what": "it"}), "scheduled", tools=[work])
     heard = []
 
@@ -196,3 +203,5 @@ async def test_the_end_of_the_work_is_an_event(settings, nc, pool, gate, work):
     assert done["data"]["status"] == "completed"
     assert done["data"]["parent"] == reply["run_id"]
     assert done["data"]["result"] == "it done"
+    [mark] = [one for one in heard if one["type"] == "tool.progress"]
+    assert (mark["run_id"], mark["data"]["fraction"], mark["data"]["text"]) == (done["run_id"], 0.4, "digging for it")

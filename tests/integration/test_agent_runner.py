@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 from contextlib import aclosing
+from datetime import datetime
 
 import orjson
 import pytest
+from pydantic import BaseModel, Field
 
 from perdure import AgentRunner, BaseAgent, DurableAgent, Retry, workflow
 from perdure.agent.triggers import on
@@ -46,6 +48,11 @@ class Worker(BaseAgent):
         return f"did {task}"
 
 
+class Lunch(BaseModel):
+    place: str = Field(alias="where")
+    at: datetime
+
+
 async def until(runner, run_id, status):
     async def there():
         return [one for one in (await runner.list(status=status)).runs if one["run_id"] == run_id]
@@ -62,6 +69,15 @@ async def test_a_stream_tells_a_run_from_its_first_event_to_its_last(runner):
     assert events[-1]["data"]["output"] == "one two"
     again = [event async for event in runner.run_stream(agent, "and?", session_id="s")]
     assert again[-1]["data"]["output"] == "three", "it is the same conversation"
+
+
+async def test_an_answer_of_a_declared_type_is_an_object_of_it(runner):
+    said = '{"where": "the harbour", "at": "2026-11-21T12:00:00Z"}'
+    agent = DurableAgent("bob", model=ScriptedModel(said, said), output_type=Lunch)
+    lunch = await runner.run(agent, "where and when?")
+    assert isinstance(lunch, Lunch)
+    assert (lunch.place, lunch.at.hour) == ("the harbour", 12)
+    assert isinstance(await asyncio.to_thread(runner.run_sync, agent, "again?"), Lunch)
 
 
 async def test_a_run_that_fails_is_told_by_its_last_event_and_can_be_resumed(runner, monkeypatch):

@@ -6,10 +6,11 @@ import orjson
 import pytest
 
 from perdure.agent.durable import DurableAgent
+from perdure.agent.tools import tool
 from perdure.errors import RunFailed
 from perdure.testing import faults
 from perdure.testing.faults import FaultServer
-from tests.integration.agent_support import configure, output, spoken, transcript
+from tests.integration.agent_support import configure, output, results, spoken, transcript
 from tests.platform import in_process
 from tests.support import eventually
 
@@ -81,6 +82,34 @@ async def test_half_a_stream_and_nonsense_are_never_journaled_as_an_answer(setti
     pieces = [one["data"] for one in heard if one["type"] == "llm.delta"]
     last = max((at for at, one in enumerate(pieces) if one.get("reset")), default=-1)
     assert "".join(one["text"] for one in pieces[last + 1 :]) == said, "after a reset the pieces are the whole answer"
+
+
+async def test_a_tool_that_is_not_there_and_broken_arguments_go_back_to_the_model(settings, nc, pool, server):
+    @tool
+    def dig(depth: int) -> str:
+        """Dig."""
+        return f"{depth} m deep"
+
+    server.script(
+        faults.answer(calls=[("fly", {}), ("dig", '{"depth": '), ("dig", {"depth": "deep"})]),
+        faults.answer(calls=[("dig", {"depth": 2})]),
+        faults.answer("done"),
+    )
+    await configure(pool, "bob", llm_price_input=100_000, llm_price_output=100_000)
+    async with in_process(settings, nc, bob(tools=[dig])) as platform:
+        reply = await platform.ask("bob", "dig")
+        assert reply["output"] == "done"
+    told = results(await transcript(pool, reply["run_id"]))
+    assert "UnknownTool" in told[0]
+    assert "the tools are dig" in told[0]
+    assert all("InvalidArguments" in one for one in told[1:3])
+    assert told[3] == "2 m deep"
+    rows = await pool.fetch("SELECT result, config_revision FROM journal WHERE name = 'model' ORDER BY seq")
+    replies = [orjson.loads(row["result"]) for row in rows]
+    assert [(one["model"], one["input_tokens"], one["output_tokens"], one["cost"]) for one in replies] == [
+        ("faulty", 7, 3, 1.0)
+    ] * 3, "each call is journaled with its model, tokens and cost"
+    assert all(row["config_revision"] > 0 for row in rows), "and with the revision of the configuration it stood on"
 
 
 async def test_a_used_up_model_fails_the_run_with_its_last_word(settings, nc, pool, server):
