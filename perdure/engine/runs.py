@@ -57,9 +57,9 @@ async def accept(pool: Pool, starts: Sequence[Start]) -> dict[str, str]:
     """
     sessions = [f"{start.agent_name}/{start.session_id}" for start in starts if start.session_id]
     async with pool.acquire() as connection:
-        if sessions or any(start.options or start.callback for start in starts):
+        if any(start.options or start.callback for start in starts):
             async with connection.transaction():
-                if sessions:
+                if sessions:  # before the locks of `accept`, which are those of some of the starts
                     await connection.execute(_SQL["lock_sessions"], sessions)
                 created = await insert_starts(connection, starts)
         else:

@@ -7,10 +7,17 @@ from typing import Any, ClassVar
 import pytest
 
 from perdure.agent.base import BaseAgent
-from perdure.engine import Context, workflow
+from perdure.engine import Context, runs, workflow
+from perdure.engine.accepting import insert_starts
 from perdure.errors import Conflict, WorkflowMisuse
+from perdure.store.queries import load_queries
 from tests.engine_support import until
 from tests.platform import in_process
+from tests.support import eventually
+
+RUNS = load_queries("runs.sql")
+WAITS = """SELECT count(*) FROM pg_locks JOIN pg_database ON pg_database.oid = pg_locks.database
+           WHERE datname = current_database() AND locktype = 'advisory' AND NOT granted"""
 
 
 class Talking(BaseAgent):
@@ -62,6 +69,22 @@ async def test_turns_come_in_arrival_order_over_two_replicas(settings, nc):
             await until(platform, run_id, "completed", timeout=30)
         assert Talking.said == {session: [0, 1, 2, 3, 4] for session in "abc"}
         assert Talking.most == 1
+
+
+async def test_a_turn_has_its_number_only_once_it_holds_its_session(pool):
+    first, second, other = (
+        runs.new_start(name, "talking", {}, session_id="s") for name in ("first", "second", "other")
+    )
+    other.session_id = "t"
+    async with pool.acquire() as connection, connection.transaction():
+        await connection.execute(RUNS["lock_sessions"], ["talking/s"])
+        waiting = asyncio.create_task(runs.accept(pool, [second]))
+        await eventually(lambda: pool.fetchval(WAITS))
+        assert await runs.accept(pool, [other]) == {"other": "accepted"}, "another session waits for nobody"
+        assert await insert_starts(connection, [first]) == {"first"}
+    assert await waiting == {"second": "accepted"}
+    turns = await pool.fetch("SELECT run_id FROM runs WHERE session_id = 's' ORDER BY turn")
+    assert [row["run_id"] for row in turns] == ["first", "second"]
 
 
 async def test_a_failed_turn_lets_the_next_one_in_and_comes_back_at_the_end(settings, nc, pool):
