@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -66,12 +66,16 @@ async def web(settings: Settings, platform: InProcess | None = None, **changed: 
 
 
 class Relay:
-    """An address in front of gateways whose connections a test may cut. `ports` are taken in turns."""
+    """An address in front of gateways whose connections a test may cut. `ports` are taken in turns.
 
-    def __init__(self, *ports: int) -> None:
+    `cuts` are after how many bytes of what comes back connections break off, one after the other; later ones hold.
+    """
+
+    def __init__(self, *ports: int, cuts: Iterable[int] = ()) -> None:
         self.ports = list(ports)
         self.port = 0
         self.taken = 0
+        self._cuts = iter(cuts)
         self._open: set[asyncio.StreamWriter] = set()
 
     @property
@@ -93,15 +97,17 @@ class Relay:
             return
         self._open |= {writer, back}
         try:
-            await asyncio.gather(self._pass(reader, back), self._pass(there, writer))
+            await asyncio.gather(self._pass(reader, back), self._pass(there, writer, next(self._cuts, None)))
         finally:
             self._open -= {writer, back}
 
-    async def _pass(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def _pass(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, left: int | None = None) -> None:
         try:
             while data := await reader.read(65_536):
-                writer.write(data)
+                writer.write(data[:left])
                 await writer.drain()
+                if left is not None and (left := left - len(data)) <= 0:
+                    break
         except OSError:
             pass
         finally:
@@ -109,9 +115,9 @@ class Relay:
 
 
 @asynccontextmanager
-async def relay(*ports: int) -> AsyncIterator[Relay]:
+async def relay(*ports: int, cuts: Iterable[int] = ()) -> AsyncIterator[Relay]:
     """A relay that ends with the block."""
-    made = Relay(*ports)
+    made = Relay(*ports, cuts=cuts)
     server = await asyncio.start_server(made._take, "127.0.0.1", 0)
     made.port = server.sockets[0].getsockname()[1]
     try:
@@ -131,24 +137,35 @@ class Event:
     data: Any
 
 
+def last_id(last: str | None) -> dict[str, str]:
+    """The header of a reader who has seen this event."""
+    return {} if last is None else {"Last-Event-ID": last}
+
+
 async def events(http: httpx2.AsyncClient, path: str, *, last: str | None = None, **more: Any) -> AsyncIterator[Event]:
     """The events of a stream until it ends; nothing for one that says not to come back."""
-    headers = {**more.pop("headers", {}), **({} if last is None else {"Last-Event-ID": last})}
-    async with http.stream("GET", path, headers=headers, **more) as response:
+    headers = {**more.pop("headers", {}), **last_id(last)}
+    async with http.stream(more.pop("method", "GET"), path, headers=headers, **more) as response:
         if response.status_code == 204:
             return
         assert response.status_code == 200, (await response.aread()).decode()
-        assert response.headers["content-type"].startswith("text/event-stream")
-        said: dict[str, str] = {}
-        async for line in response.aiter_lines():
-            if line.startswith(":"):
-                continue
-            if line:
-                name, _, value = line.partition(": ")
-                said[name] = value
-            elif said:
-                yield Event(said.get("id"), said.get("event"), orjson.loads(said["data"]))
-                said = {}
+        async for event in told(response):
+            yield event
+
+
+async def told(response: httpx2.Response) -> AsyncIterator[Event]:
+    """The events of a response."""
+    assert response.headers["content-type"].startswith("text/event-stream")
+    said: dict[str, str] = {}
+    async for line in response.aiter_lines():
+        if line.startswith(":"):
+            continue
+        if line:
+            name, _, value = line.partition(": ")
+            said[name] = value
+        elif said:
+            yield Event(said.get("id"), said.get("event"), orjson.loads(said["data"]))
+            said = {}
 
 
 async def all_events(http: httpx2.AsyncClient, path: str, **more: Any) -> list[Event]:

@@ -13,6 +13,7 @@ from nats.aio.client import Client as Nats
 from perdure.bus import wire
 from perdure.bus.connection import connect
 from perdure.client import parts
+from perdure.client.live import Live
 from perdure.errors import InternalError, RateLimited, Unavailable
 from perdure.settings import Settings, load_settings
 from perdure.store.sealing import vault_for
@@ -28,6 +29,7 @@ AWAY: Final = (Unavailable, RateLimited, InternalError)
 """What a request meets while a part of the platform restarts; asking again later may help."""
 
 log = structlog.get_logger(__name__)
+_looks: set[asyncio.Task[None]] = set()
 
 
 class Connection:
@@ -41,6 +43,8 @@ class Connection:
         self._closed = False
         self._lock = asyncio.Lock()
         self._said_away = False
+        self._looking: dict[str, list[asyncio.Future[dict[str, Any] | None]]] = {}
+        self.live = Live()
 
     async def nats(self) -> Nats:
         """The connection. Raises `SetupError` when no server answers, `Unavailable` after `close`."""
@@ -62,6 +66,7 @@ class Connection:
         """Close; waits and event streams that are open raise `Unavailable`. Safe to repeat."""
         async with self._lock:
             self._closed = True
+            self.live.end()
             if self._nats is not None and not self._given:
                 # Not drained: nothing of ours is on its way, and a drain would cancel whoever waits on a subscription.
                 await self._nats.close()
@@ -89,7 +94,41 @@ class Connection:
         raise AssertionError  # the loop returns or raises
 
     async def look(self, run_id: str) -> dict[str, Any] | None:
-        """The run without its steps; None while the platform cannot be asked. Raises `NotFound`."""
+        """The run without its steps; None while the platform cannot be asked. Raises `NotFound`.
+
+        Of those who look at one run at a time one asks for all, but never before any of them has begun to look.
+        """
+        waiting = self._looking.get(run_id)
+        if waiting is not None:
+            turn: asyncio.Future[dict[str, Any] | None] = asyncio.get_running_loop().create_future()
+            waiting.append(turn)
+            return await turn
+        mine: list[asyncio.Future[dict[str, Any] | None]] = []
+        self._looking[run_id] = mine
+        try:
+            return await self._look(run_id)
+        finally:
+            del self._looking[run_id]
+            if mine:
+                task = asyncio.ensure_future(self._look_for(run_id, mine))
+                _looks.add(task)
+                task.add_done_callback(_looks.discard)
+
+    async def _look_for(self, run_id: str, waiting: list[asyncio.Future[dict[str, Any] | None]]) -> None:
+        try:
+            run = await self.look(run_id)
+        except BaseException as error:  # whatever it is, those who wait are told
+            for turn in waiting:
+                if not turn.done():
+                    turn.set_exception(error)
+            if not isinstance(error, Exception):
+                raise
+        else:
+            for turn in waiting:
+                if not turn.done():
+                    turn.set_result(run)
+
+    async def _look(self, run_id: str) -> dict[str, Any] | None:
         try:
             reply = await self.request("run.get", {"run_id": run_id, "steps": False}, timeout=LOOK_TIMEOUT)
         except AWAY as error:

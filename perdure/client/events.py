@@ -6,17 +6,15 @@ from __future__ import annotations
 
 import asyncio
 from collections import OrderedDict
-from collections.abc import AsyncGenerator, Iterator
+from collections.abc import AsyncGenerator, Mapping
 from typing import Any, Final
 
-import orjson
 from nats import errors as nats_errors
 from nats.aio.client import Client as Nats
-from nats.aio.subscription import Subscription
 
-from perdure import subjects
 from perdure.client.connection import AWAY, Connection
 from perdure.client.journal import end_event, step_event
+from perdure.client.live import Reader, parsed
 from perdure.client.stream import StreamReader
 from perdure.client.types import TERMINAL, TERMINAL_EVENTS, RunEvent
 from perdure.errors import Unavailable
@@ -25,8 +23,6 @@ from perdure.store.vault import Vault
 SILENCE: Final = 1.0  # seconds without an event, after which the run is looked at
 LONGEST_SILENCE: Final = 15.0  # the same, for a run of which nothing new was found the last times
 LAST_WORDS: Final = 0.2  # the same, once the run is known to have ended: its last event may be under way
-PENDING: Final = 4096  # events that wait for a slow reader; past that he is told from the stream and the journal
-PENDING_BYTES: Final = 8 * 1024 * 1024
 RETRY: Final = 0.2
 REMEMBERED: Final = 20_000  # keys of events seen; the stream keeps 10,000 a run
 
@@ -34,23 +30,26 @@ Key = tuple[int, Any, str, str]
 
 
 async def follow(
-    connection: Connection, run_id: str, *, after: int | None = None, index: int | None = None
+    connection: Connection,
+    run_id: str,
+    *,
+    after: int | None = None,
+    index: int | None = None,
+    known: Mapping[str, Any] | None = None,
 ) -> AsyncGenerator[RunEvent]:
     """See `RunHandle.events`."""
     nats = await connection.nats()
+    vault = await connection.vault()
     # Subscribed before the stream is read, so that nothing falls in between.
-    live = await nats.subscribe(
-        subjects.run_events(run_id), pending_msgs_limit=PENDING, pending_bytes_limit=PENDING_BYTES
-    )
-    watch = _Watch(connection, nats, run_id, await connection.vault(), after, index)
+    live = await connection.live.watch(nats, run_id, vault)
+    watch = _Watch(connection, nats, run_id, vault, after, index)
     try:
-        async for event in watch.events(live):
+        async for event in watch.events(live, known):
             yield event
     except nats_errors.Error as error:
         raise Unavailable(f"the connection was closed while run {run_id} was watched") from error
     finally:
-        if not nats.is_closed:
-            await live.unsubscribe()
+        await connection.live.leave(nats, run_id, live)
 
 
 class _Watch:
@@ -79,9 +78,9 @@ class _Watch:
         self._replaying = True
         self._over = False
 
-    async def events(self, live: Subscription) -> AsyncGenerator[RunEvent]:
+    async def events(self, live: Reader, known: Mapping[str, Any] | None) -> AsyncGenerator[RunEvent]:
         """Every event once, until the terminal one."""
-        run = await self._connection.look(self._run_id)
+        run = known if known is not None else await self._connection.look(self._run_id)
         self._ended = run is not None and run["status"] in TERMINAL
         if run is not None and self._is_over(run):
             return
@@ -103,12 +102,12 @@ class _Watch:
         silence = SILENCE
         while True:
             try:
-                data = (await live.next_msg(timeout=LAST_WORDS if self._ended else silence)).data
+                event = await live.next(LAST_WORDS if self._ended else silence)
             except TimeoutError:
                 source = self._after_silence()
                 silence = max(SILENCE, min(silence * 2, LONGEST_SILENCE))
             else:
-                source = self._arrived(data)
+                source = self._arrived(event)
                 silence = SILENCE
             async for event in self._whole(source):
                 silence = SILENCE
@@ -121,18 +120,17 @@ class _Watch:
     async def _stored(self) -> AsyncGenerator[RunEvent]:
         while batch := await self._stream.read():
             for data in batch:
-                for event in _parsed(data):
+                for event in parsed(data):
                     yield self._opened(event)
 
-    async def _arrived(self, data: bytes) -> AsyncGenerator[RunEvent]:
+    async def _arrived(self, event: RunEvent) -> AsyncGenerator[RunEvent]:
         reconnects = self._nats.stats["reconnects"]
         if reconnects != self._reconnects:
             # What was said while we were away comes before what is said now.
             self._reconnects = reconnects
-            async for event in self._stored():
-                yield event
-        for event in _parsed(data):
-            yield self._opened(event)
+            async for stored in self._stored():
+                yield stored
+        yield event
 
     def _opened(self, event: RunEvent) -> RunEvent:
         return self._vault.open_event(event)  # type: ignore[return-value,arg-type]  # the same fields
@@ -202,7 +200,7 @@ class _Watch:
         index = event["data"].get("index")
         return isinstance(index, int) and index <= self._after_index
 
-    def _is_over(self, run: dict[str, Any]) -> bool:
+    def _is_over(self, run: Mapping[str, Any]) -> bool:
         """Whether the reader had the end before he came back."""
         end_seq: int | None = run.get("end_seq") if run["status"] in TERMINAL else None
         return self._after is not None and end_seq is not None and end_seq <= self._after
@@ -218,19 +216,3 @@ class _Watch:
 def _is_journaled(event: RunEvent) -> bool:
     """Whether the event's seq is its own: a step, an event of the workflow, the end."""
     return event["type"] in TERMINAL_EVENTS or not (event["type"].startswith("run.") or "index" in event["data"])
-
-
-def _parsed(data: bytes) -> Iterator[RunEvent]:
-    """The event of a message; none when somebody has published something else there."""
-    try:
-        event = orjson.loads(data)
-    except orjson.JSONDecodeError:
-        return
-    if (
-        isinstance(event, dict)
-        and isinstance(event.get("seq"), int)
-        and isinstance(event.get("type"), str)
-        and isinstance(event.get("time"), str)
-        and isinstance(event.get("data"), dict)
-    ):
-        yield event  # type: ignore[misc]  # checked field by field

@@ -45,7 +45,9 @@ class RunHandle:
         except TimeoutError:
             raise TimeoutError(f"run {self.run_id} has not ended within {timeout:g} s; it goes on") from None
 
-    def events(self, *, after: int | None = None, index: int | None = None) -> AsyncGenerator[RunEvent]:
+    def events(
+        self, *, after: int | None = None, index: int | None = None, known: Mapping[str, Any] | None = None
+    ) -> AsyncGenerator[RunEvent]:
         """The run's events from its first on, then as they come; the terminal event is the last.
 
         `after` is the seq of the last event that was seen: those up to it are left out, and of the passing ones that
@@ -54,9 +56,10 @@ class RunHandle:
         What the event stream has lost is told from the journal, so that it always ends when the run does; events that
         pass by (tokens, progress) are best effort. Two may differ in `seq` order by one commit. Raises `NotFound`,
         and `Unavailable` when the client is closed. A loop that is left early should be inside
-        `contextlib.aclosing(run.events())`.
+        `contextlib.aclosing(run.events())`. `known` is the run as `run.get` has just given it, which spares asking. All
+        who watch a run over one client are given the same events: change none.
         """
-        return follow(self._connection, self.run_id, after=after, index=index)
+        return follow(self._connection, self.run_id, after=after, index=index, known=known)
 
     async def details(self, *, steps: bool = True, after: int = 0) -> dict[str, Any]:
         """The run as `run.get` gives it: `status`, `output` or `error`, times, and its `steps` with a seq over `after`.

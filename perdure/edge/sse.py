@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, Awaitable, Callable
-from contextlib import aclosing, suppress
+from contextlib import aclosing
 from typing import Any, Final
 
 import orjson
@@ -29,7 +29,10 @@ def event(data: Any, *, kind: str | None = None, id: str | None = None) -> bytes
     lines = [] if id is None else [b"id: " + id.encode()]
     if kind is not None:
         lines.append(b"event: " + kind.encode())
-    lines.append(b"data: " + (data if isinstance(data, bytes) else orjson.dumps(data, default=str)))
+    said = getattr(data, "json", None)  # an event that was read for all who watch its run
+    if said is None:
+        said = data if isinstance(data, bytes) else orjson.dumps(data, default=str)
+    lines.append(b"data: " + said)
     return b"\n".join(lines) + b"\n\n"
 
 
@@ -50,7 +53,8 @@ def position(given: str | None, after: str | None) -> tuple[int | None, int | No
 class EventStream(Response):
     """Sends pieces as they come. What the pieces read is pulled as fast as the reader takes it, no faster.
 
-    Every `gateway_heartbeat` seconds `still` is asked whether the reader is still let in, and a comment goes out.
+    Every `gateway_heartbeat` seconds `still` is asked whether the reader is still let in, and after as long a silence a
+    comment goes out. A piece costs no task and no timer: one task beside the stream sees to both, and to slow readers.
     """
 
     media_type = MEDIA_TYPE
@@ -61,6 +65,8 @@ class EventStream(Response):
         self._door = door
         self._pieces = pieces
         self._still = still
+        self._sending: float | None = None  # since when the reader has not taken what was sent
+        self._sent = 0.0  # when something was sent last
 
     async def __call__(self, _scope: Scope, receive: Receive, send: Send) -> None:
         """Send until the pieces, the reader or this process end."""
@@ -80,55 +86,65 @@ class EventStream(Response):
             load.requests += 1
 
     async def _until_gone(self, receive: Receive, send: Send) -> None:
+        self._sent = asyncio.get_running_loop().time()
         sending = asyncio.ensure_future(self._send(send))
-        watching = [asyncio.ensure_future(_gone(receive)), asyncio.ensure_future(self._door.stopping.wait())]
+        beating = asyncio.ensure_future(self._beat(send))
+        stopping = asyncio.ensure_future(self._door.stopping.wait())
+        gone = asyncio.ensure_future(_gone(receive))
+        tasks = (sending, beating, stopping, gone)
         try:
-            await asyncio.wait([sending, *watching], return_when=asyncio.FIRST_COMPLETED)
-            if not sending.done() and watching[1].done():
-                with suppress(asyncio.CancelledError):
-                    sending.cancel()
-                    await sending
-                await send({"type": "http.response.body", "body": b"", "more_body": False})
-            elif sending.done():
+            await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+            if sending.done():
                 await sending
+            elif not gone.done():
+                sending.cancel()
+                await asyncio.gather(sending, return_exceptions=True)
+                if stopping.done() or await beating:
+                    await send({"type": "http.response.body", "body": b"", "more_body": False})
         finally:
-            for task in (sending, *watching):
+            for task in tasks:
                 task.cancel()
-            await asyncio.gather(sending, *watching, return_exceptions=True)
+            await asyncio.gather(*tasks, return_exceptions=True)
 
     async def _send(self, send: Send) -> None:
-        async def put(body: bytes, *, more: bool = True) -> None:
-            async with asyncio.timeout(PATIENCE):
-                await send({"type": "http.response.body", "body": body, "more_body": more})
-
-        beat = self._door.settings.gateway_heartbeat
-        following: asyncio.Future[bytes] | None = None
+        clock = asyncio.get_running_loop().time
         try:
-            while True:
-                following = following or asyncio.ensure_future(anext(self._pieces))
-                done, _ = await asyncio.wait([following], timeout=beat)
-                if not done:
-                    if self._still is not None and not await self._still():
-                        break
-                    await put(PING)
-                    continue
+            async for piece in self._pieces:
+                self._sending = clock()
+                await send({"type": "http.response.body", "body": piece, "more_body": True})
+                self._sending, self._sent = None, clock()
+        except ApiError as error:
+            log.info("an event stream ended", action="sse.ended", code=error.code, error=error.message)
+        self._sending = clock()
+        await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+    async def _beat(self, send: Send) -> bool:
+        """Until the reader is too slow (False), or not let in any more (True)."""
+        loop = asyncio.get_running_loop()
+        beat = self._door.settings.gateway_heartbeat
+        asked = loop.time()
+        while True:
+            silent = beat if self._sending is not None else self._sent + beat - loop.time()
+            await asyncio.sleep(min(max(silent, 0.001), PATIENCE))
+            now = loop.time()
+            if self._sending is not None and now - self._sending >= PATIENCE:
+                log.info("a reader of events was too slow", action="sse.slow_reader", seconds=PATIENCE)
+                return False
+            if self._still is not None and now - asked >= beat:
+                asked = now
                 try:
-                    piece = following.result()
-                except StopAsyncIteration:
-                    break
-                except ApiError as error:
+                    if not await self._still():
+                        return True
+                except ApiError as error:  # it cannot be asked now
                     log.info("an event stream ended", action="sse.ended", code=error.code, error=error.message)
-                    break
-                following = None
-                await put(piece)
-            await put(b"", more=False)
-        except TimeoutError:
-            log.info("a reader of events was too slow", action="sse.slow_reader", seconds=PATIENCE)
-        finally:
-            if following is not None:
-                following.cancel()
-                with suppress(asyncio.CancelledError, StopAsyncIteration, ApiError):
-                    await following
+                    return True
+            if self._sending is None and now - self._sent >= beat:
+                self._sent = now
+                try:
+                    async with asyncio.timeout(PATIENCE):
+                        await send({"type": "http.response.body", "body": PING, "more_body": True})
+                except TimeoutError:
+                    return False
 
 
 async def _gone(receive: Receive) -> None:
