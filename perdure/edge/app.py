@@ -14,6 +14,7 @@ from perdure.edge import (
     openai_chat,
     openai_responses,
     problems,
+    routes_agui,
     routes_chat,
     routes_config,
     routes_events,
@@ -55,7 +56,7 @@ def create_app(door: Door, *, version: str = "0") -> FastAPI:
     if door.only is not None:
         keyed.include_router(routes_runs.single(door.only))
     native = (
-        *(routes_runs, routes_steering, routes_events, routes_chat),
+        *(routes_runs, routes_steering, routes_events, routes_agui, routes_chat),
         *(routes_schedules, routes_config, routes_operation),
     )
     for each in (*native, openai_chat, openai_responses):

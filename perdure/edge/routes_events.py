@@ -5,9 +5,9 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
-from typing import Annotated, Final
+from typing import Annotated, Any, Final
 
-from fastapi import APIRouter, Header, Query, Request, Response
+from fastapi import APIRouter, Query, Request, Response
 
 from perdure.client.types import RunEvent
 from perdure.edge import models, sse
@@ -15,6 +15,7 @@ from perdure.edge.callers import Caller
 from perdure.edge.door import Door, door_of
 from perdure.edge.replies import STREAM, RunId, SessionId, reply
 from perdure.edge.roles import Viewer
+from perdure.edge.routes_agui import LAST, Format, LastEventId, Place, place, stream
 from perdure.edge.tickets import LIVES
 from perdure.errors import InvalidRequest, NotFound
 from perdure.store.queries import load_queries
@@ -26,9 +27,6 @@ _SQL = load_queries("edge.sql")
 NEXT_TURN: Final = 0.5  # seconds between looks for the next run of a conversation
 BATCH: Final = 50
 
-LastEventId = Annotated[
-    str | None, Header(alias="Last-Event-ID", max_length=256, description="Of the last event you have.")
-]
 After = Annotated[str | None, Query(max_length=256, description="The same, for who cannot send the header.")]
 
 
@@ -39,25 +37,41 @@ After = Annotated[str | None, Query(max_length=256, description="The same, for w
     summary="Follow a run",
 )
 async def run_events(
-    run_id: RunId, request: Request, caller: Viewer, last: LastEventId = None, after: After = None
+    run_id: RunId,
+    request: Request,
+    caller: Viewer,
+    last: LastEventId = None,
+    after: After = None,
+    form: Annotated[Format, Query(alias="format", description="`ag-ui`: as events of that protocol.")] = "perdure",
 ) -> Response:
     """A run's events from its first on, then as they come, until its end.
 
     `id` is the event's seq and `event` its type. Who comes back with `Last-Event-ID` gets what has come since, without
     a gap and without a double. Events that pass by (tokens, progress) carry the seq of the last event before them;
     those that were missed while away are not sent again, unless `?after=SEQ.INDEX` asks for them.
+    With `format=ag-ui` the ids are others, to come back with in the same way.
     """
     door = door_of(request)
+    if form == "ag-ui":
+        return await run_events_for_ui(run_id, door, caller, place(last, after))
     seq, index = sse.position(last, after)
     run = await door.look(caller, run_id)
     if seq is not None and run.get("end_seq") is not None and run["end_seq"] <= seq:
         return Response(status_code=204)
-    pieces = _of_run(door, run["run_id"], seq, index)
+    pieces = _of_run(door, run, seq, index)
     return sse.EventStream(door, pieces, still=lambda: door.gate.still(caller))
 
 
-async def _of_run(door: Door, run_id: str, after: int | None, index: int | None) -> sse.Pieces:
-    async with aclosing(door.client.run(run_id).events(after=after, index=index)) as events:
+async def run_events_for_ui(run_id: str, door: Door, caller: Caller, after: Place | None) -> Response:
+    """The same as AG-UI tells it."""
+    run = await door.look(caller, run_id)
+    if after is not None and run.get("end_seq") is not None and after[0] > run["end_seq"] and after[2] == LAST:
+        return Response(status_code=204)
+    return await stream(door, caller, run, after)
+
+
+async def _of_run(door: Door, run: dict[str, Any], after: int | None, index: int | None) -> sse.Pieces:
+    async with aclosing(door.client.run(run["run_id"]).events(after=after, index=index, known=run)) as events:
         async for event in events:
             yield sse.event(event, kind=event["type"], id=str(event["seq"]))
 

@@ -26,6 +26,7 @@ BODIES: dict[str, Any] = {
     "/reset_session": {"session_id": "acme__talk", "agent": "clerk"},
     "/v1/chat/completions": {"model": "clerk", "messages": [{"role": "user", "content": "hello"}]},
     "/v1/responses": {"model": "clerk", "input": "hello"},
+    "/agents/{name}/ag-ui": {"threadId": "talk", "messages": [{"role": "user", "content": "hello"}]},
     "/runs/bulk": {"action": "cancel", "filter": {"agent": "clerk"}},
     "/schedules/{name}": {"agent": "clerk", "cron": "0 6 * * *"},
     "/schedules/{name}/backfill": {"from": "2026-01-01T00:00:00Z", "to": "2026-01-01T00:00:00Z"},
@@ -80,7 +81,7 @@ async def routes(door: Web, admin: dict[str, str]) -> list[tuple[str, str]]:
     assert len(listed) > 20
     undocumented = [("GET", "/docs"), ("GET", "/openapi.json"), ("GET", "/nothing"), ("POST", "/mcp"), ("GET", "/mcp")]
     undocumented += [("DELETE", "/mcp")]
-    assert {("POST", "/a2a/{agent}"), ("POST", "/a2a"), ("GET", CARD)} <= set(listed)
+    assert {("POST", "/a2a/{agent}"), ("POST", "/a2a"), ("GET", CARD), ("POST", "/agents/{name}/ag-ui")} <= set(listed)
     return [*listed, *undocumented]
 
 
@@ -179,6 +180,7 @@ async def test_a_tenant_sees_nothing_of_another_on_any_route(door: Web):
         f"/a2a/{{agent}}{CARD}",
         "/schedules",
         "/runs/bulk",
+        "/agents/{name}/ag-ui",
     }
     for headers in (evil, platform):
         for method, path in await routes(door, platform):
