@@ -9,6 +9,7 @@ import asyncio
 import os
 import sys
 from typing import Any
+from urllib.parse import unquote, urlsplit
 
 import nats
 import orjson
@@ -20,7 +21,9 @@ URL = "nats://127.0.0.1:4222"
 async def look(name: str, host: str) -> str | None:
     """What is wrong with the instance of `name` on `host`; `None` when nothing is."""
     url = os.environ.get("NATS_URL", URL)
-    nc = await nats.connect(url, allow_reconnect=False, max_reconnect_attempts=1, connect_timeout=2, error_cb=_quiet)
+    nc = await nats.connect(
+        url, allow_reconnect=False, max_reconnect_attempts=1, connect_timeout=2, error_cb=_quiet, **who(url)
+    )
     try:
         found: asyncio.Queue[Any] = asyncio.Queue()
         inbox = nc.new_inbox()
@@ -37,6 +40,21 @@ async def look(name: str, host: str) -> str | None:
     finally:
         await nc.close()
     return None if report["status"] != "critical" else f"{name} is critical: {report['checks']}"
+
+
+def who(url: str) -> dict[str, Any]:
+    """Who the service is to NATS, as its own settings say it; its replies come to inboxes that it may hear."""
+    user = os.environ.get("PERDURE_NATS_USER", "")
+    named = user or unquote(urlsplit(url.partition(",")[0]).username or "")
+    prefix = os.environ.get("PERDURE_NATS_INBOX_PREFIX", "") or (f"_INBOX.{named}" if named else "_INBOX")
+    said: dict[str, Any] = {"inbox_prefix": prefix}
+    if user:
+        said |= {"user": user, "password": os.environ.get("PERDURE_NATS_PASSWORD", "")}
+    if credentials := os.environ.get("PERDURE_NATS_CREDENTIALS"):
+        said["user_credentials"] = credentials
+    if seed := os.environ.get("PERDURE_NATS_NKEY"):
+        said["nkeys_seed"] = seed
+    return said
 
 
 async def _quiet(_error: Exception) -> None:

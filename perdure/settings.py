@@ -20,6 +20,9 @@ DEFAULT_DATABASE_URL = "postgresql://perdure@127.0.0.1:5432/perdure"
 DEFAULT_REDIS_URL = "redis://127.0.0.1:6379/0"
 
 
+_MAY_BE_EMPTY = ("nats_user", "nats_password", "nats_credentials", "nats_nkey")
+
+
 def _shared(name: str) -> AliasChoices:
     """A variable that other programs use too, so it has no prefix."""
     return AliasChoices(name, name.lower())
@@ -49,6 +52,15 @@ class Settings(BaseSettings):
         "", pattern=r"^([a-z0-9][a-z0-9-]{0,29})?$", description="environment, such as staging; empty: none"
     )
 
+    # -- who this process is to the servers --
+    nats_user: str | None = Field(None, description="when it is not in NATS_URL")
+    nats_password: str | None = Field(None, repr=False)
+    nats_credentials: Path | None = Field(None, description="a .creds file: a JWT and its seed")
+    nats_nkey: Path | None = Field(None, description="a file with the seed of an NKey")
+    nats_inbox_prefix: str = Field(
+        "", pattern=r"^(_INBOX(\.[A-Za-z0-9_-]+)+)?$", description="empty: _INBOX.<user> when there is a user"
+    )
+
     # -- this process --
     instance_id: str = Field(default_factory=_new_instance_id, pattern=r"^[A-Za-z0-9_-]{1,128}$")
     log_level: Literal["debug", "info", "warning", "error"] = "info"
@@ -75,7 +87,7 @@ class Settings(BaseSettings):
     callback_max_attempts: int = Field(20, ge=1, le=1000, description="tries of a callback before it is given up")
     max_payload: int = Field(67_108_864, ge=1024, description="largest task, result, output or signal")
     inline_payload: int = Field(262_144, ge=1024, description="larger values are stored by reference")
-
+    agent_prompts: bool = Field(True, description="agents answer the agent protocol (agents.prompt.…)")
     always_replay: bool = Field(False, description="for tests: a run is replayed from its journal at every await")
 
     # -- encryption at rest --
@@ -130,6 +142,19 @@ class Settings(BaseSettings):
             raise ValueError("name the agent that keys without a prefix belong to, or set PERDURE_CONFIG_REDIS_PREFIX")
         return agent
 
+    @model_validator(mode="after")
+    def _one_way_to_be_known(self) -> Settings:
+        ways = {
+            "PERDURE_NATS_USER": self.nats_user,
+            "PERDURE_NATS_CREDENTIALS": self.nats_credentials,
+            "PERDURE_NATS_NKEY": self.nats_nkey,
+        }
+        if len(given := [name for name, value in ways.items() if value]) > 1:
+            raise ValueError(f"{' and '.join(given)} are set; NATS takes one of them")
+        if self.nats_password and not self.nats_user:
+            raise ValueError("PERDURE_NATS_PASSWORD is set without PERDURE_NATS_USER")
+        return self
+
     @model_validator(mode="before")
     @classmethod
     def _empty_is_unset(cls, said: dict[str, Any]) -> dict[str, Any]:
@@ -143,6 +168,7 @@ class Settings(BaseSettings):
                 "perdure_gateway_jwks_url",
             ),
             *("gateway_secret", "gateway_jwt_issuer", "gateway_jwks_url"),
+            *(f"{start}{name}" for start in ("", "perdure_") for name in _MAY_BE_EMPTY),
         )
         return {name: value for name, value in said.items() if value or name.lower() not in addresses}
 
@@ -156,7 +182,10 @@ def load_settings() -> Settings:
     try:
         return Settings()
     except ValidationError as error:
-        wrong = (f"{_variable(str(each['loc'][0]))}: {each['msg']}, not {each['input']!r}" for each in error.errors())
+        wrong = (
+            f"{_variable(str(each['loc'][0]))}: {each['msg']}, not {each['input']!r}" if each["loc"] else each["msg"]
+            for each in error.errors()
+        )
         raise SetupError(f"the environment is not usable. {'; '.join(wrong)}") from error
 
 

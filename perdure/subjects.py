@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from hashlib import blake2b
 from typing import Final
 
 # -- configuration ----------------------------------------------------------------------------------------------------
@@ -190,6 +191,11 @@ def process_offer(process_id: str) -> str:
 def prompt_token(agent: str) -> str:
     """An agent's name as the subjects of the agent protocol take it: lower case letters, digits and `-`."""
     return _NOT_IN_PROMPTS.sub("-", agent.lower())
+
+
+def trigger_consumer(agent: str, workflow: str, subject: str) -> str:
+    """The durable consumer of a workflow that messages of `subject`, in a stream, begin."""
+    return f"{agent}-{workflow}-{blake2b(subject.encode(), digest_size=10).hexdigest()[:8]}"
 
 
 def health(service: str, instance: str) -> str:

@@ -14,6 +14,7 @@ import structlog
 from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription
 
+from perdure import subjects
 from perdure.agent.base import BaseAgent, Resources
 from perdure.agent.triggers import OnClock, OnSubject, triggers_of
 from perdure.bus.pull import PullConsumer
@@ -102,7 +103,7 @@ class Triggers:
             self._resources.nats,
             stream=stream,
             subject=trigger.subject,
-            durable=f"{self._agent}-{workflow}-{short_hash(trigger.subject)[:8]}",
+            durable=subjects.trigger_consumer(self._agent, workflow, trigger.subject),
             room=lambda: SLOTS - len(self._tasks),
             take=take,
         )

@@ -118,7 +118,7 @@ class AgentProcess(Service):
         await self._worker.start()
         self._triggers = Triggers(self._agent, workflows, self._agent.resources, self._clock or SystemClock())
         await self._triggers.start()
-        if "run" in workflows:
+        if "run" in workflows and self.settings.agent_prompts:
             # in a thread: it brings every kind of agent along, which an agent without a model has not loaded
             module = await asyncio.to_thread(import_module, "perdure.agent.prompt_protocol")
             self._protocol = module.PromptProtocol(self._agent, self._agent.resources, version=self.version)

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import random
+import re
 from collections.abc import Awaitable, Callable
+from importlib.util import find_spec
 from typing import Any, Final
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
 import structlog
 from nats.aio.client import Client, Server
 from nats.errors import SlowConsumerError
 
-from perdure.bus.namespace import client_in
+from perdure.bus.namespace import BusClient, client_in
 from perdure.errors import SetupError
 from perdure.settings import Settings
 
@@ -23,6 +25,10 @@ PENDING_SIZE: Final = 32 * 1024 * 1024  # bytes that wait in memory while the se
 PING_INTERVAL: Final = 10  # seconds; two missed pings are a dead connection
 FIRST_WAIT: Final = 0.05  # seconds before the first attempt to reconnect, doubled with each further one
 LONGEST_WAIT: Final = 2.0
+MOST_REFUSED: Final = 100  # subjects that are remembered and said
+_TOKEN: Final = re.compile(r"[A-Za-z0-9_-]+")
+_REFUSED: Final = re.compile(r"permissions violation for (?P<what>\w+) to \"(?P<subject>[^\"]*)\"", re.IGNORECASE)
+_SEED: Final = re.compile(r"^SU[A-Z2-7]{40,}\s*$", re.MULTILINE)
 
 log = structlog.get_logger()
 
@@ -30,7 +36,7 @@ log = structlog.get_logger()
 class _Events:
     """What nats-py calls back: logs each kind of trouble once between two good connections."""
 
-    def __init__(self, client: Client, name: str, on_reconnect: Hook | None, on_closed: Hook | None) -> None:
+    def __init__(self, client: BusClient, name: str, on_reconnect: Hook | None, on_closed: Hook | None) -> None:
         self._client = client
         self.opened = False
         self.last_error: Exception | None = None
@@ -45,7 +51,20 @@ class _Events:
         kind = type(error).__name__
         if isinstance(error, SlowConsumerError):
             kind += f" {error.subject}"
-        if self.opened and kind not in self._said:
+        if refused := _REFUSED.search(str(error)):
+            kind = refused[0]
+            if len(self._client.refused) < MOST_REFUSED and kind not in self._said:
+                self._client.refused.add(refused["subject"].upper())
+                self._said.add(kind)
+                log.error(
+                    "NATS refuses this user a subject: give it the permission, or another user "
+                    "(`perdure deploy nats-permissions` says which ones it needs)",
+                    action="nats.forbidden",
+                    what=refused["what"].lower(),
+                    subject=refused["subject"],
+                    connection=self._name,
+                )
+        elif self.opened and kind not in self._said:
             self._said.add(kind)
             log.warning("trouble with NATS", action="nats.error", error=_said(error), connection=self._name)
 
@@ -93,6 +112,7 @@ async def connect(
     servers = [server.strip() for server in settings.nats_url.split(",") if server.strip()]
     if not servers:  # nats-py would turn round for ever
         raise SetupError(_unreachable(settings, ValueError("it names no server")))
+    who = await asyncio.to_thread(identity, settings)
     client = client_in(settings.namespace)
     events = _Events(client, name, on_reconnect, on_closed)
     try:
@@ -110,12 +130,41 @@ async def connect(
                 ping_interval=PING_INTERVAL,
                 pending_size=PENDING_SIZE,
                 drain_timeout=max(1, int(settings.drain_timeout)),
+                **who,
             )
     except Exception as error:
         await client.close()
         raise SetupError(_unreachable(settings, events.last_error or error)) from error
     events.opened = True
     return client
+
+
+def identity(settings: Settings) -> dict[str, Any]:
+    """Who we are to NATS and where replies come to, as nats-py takes it. Reads files.
+
+    Raises `SetupError` for a file that cannot be used.
+    """
+    said: dict[str, Any] = {"inbox_prefix": settings.nats_inbox_prefix or "_INBOX"}
+    user = settings.nats_user or unquote(urlsplit(settings.nats_url.partition(",")[0].strip()).username or "")
+    if user and not settings.nats_inbox_prefix and _TOKEN.fullmatch(user):
+        said["inbox_prefix"] = f"_INBOX.{user}"  # which that user alone may hear, where permissions say so
+    if settings.nats_user:
+        said |= {"user": settings.nats_user, "password": settings.nats_password or ""}
+    for variable, file, option in (
+        ("PERDURE_NATS_CREDENTIALS", settings.nats_credentials, "user_credentials"),
+        ("PERDURE_NATS_NKEY", settings.nats_nkey, "nkeys_seed_str"),
+    ):
+        if file is not None:
+            try:
+                text = file.read_text(encoding="ascii")
+            except (OSError, UnicodeDecodeError) as error:
+                raise SetupError(f"{variable}={file} cannot be read: {error}") from None
+            if not _SEED.search(text):
+                raise SetupError(f"{variable}={file} holds no seed of a user: a line that begins with SU")
+            if find_spec("nkeys") is None:
+                raise SetupError(f"{variable} needs the package nkeys: `pip install nkeys`")
+            said[option] = text.strip() if option == "nkeys_seed_str" else str(file)  # credentials are read again, too
+    return said
 
 
 def _next_server(pool: list[Server], _info: dict[str, Any]) -> tuple[Server | None, float]:

@@ -19,7 +19,15 @@ ROOT: Final = "ns"  # the first token; no subject of a platform without a namesp
 AS_THEY_ARE: Final = ("_INBOX.", "$JS.", "$SYS.", "$KV.")
 
 
-class NamespacedClient(Client):
+class BusClient(Client):
+    """A connection that remembers what the server has refused it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.refused: set[str] = set()  # subjects, in capitals
+
+
+class NamespacedClient(BusClient):
     """A connection whose subjects are all in one namespace."""
 
     def __init__(self, namespace: str) -> None:
@@ -47,9 +55,9 @@ class NamespacedClient(Client):
         return _NamespacedStreams(self, **options)
 
 
-def client_in(namespace: str) -> Client:
+def client_in(namespace: str) -> BusClient:
     """A client, not yet connected; "" is no namespace."""
-    return NamespacedClient(namespace) if namespace else Client()
+    return NamespacedClient(namespace) if namespace else BusClient()
 
 
 class _NamespacedStreams(JetStreamContext):

@@ -13,6 +13,7 @@ from nats.js import errors as js_errors
 from nats.js.api import DiscardPolicy, RetentionPolicy, StorageType, StreamConfig
 
 from perdure import subjects
+from perdure.bus.namespace import stream_at
 from perdure.errors import SetupError
 
 MIB: Final = 1024 * 1024
@@ -77,6 +78,10 @@ async def _ensure(js: JetStreamContext, wanted: StreamConfig) -> None:
         try:
             await _ensure_once(js, wanted)
         except (TimeoutError, nats_errors.NoRespondersError, js_errors.ServiceUnavailableError) as error:
+            if _refused(js, "CREATE", wanted):
+                raise SetupError(
+                    f"the stream {wanted.name} is not there, and this user may not make it: the scheduler does"
+                ) from error
             # A server that has just started answers before its JetStream does.
             if attempt == ATTEMPTS - 1:
                 raise SetupError(
@@ -119,8 +124,13 @@ async def _set_back(js: JetStreamContext, wanted: StreamConfig, found: StreamCon
             f"{wanted.retention!s}, which cannot be changed in place: remove it (`nats stream rm {wanted.name}`) "
             "or use another NATS account."
         )
+    if _refused(js, "UPDATE", wanted):
+        return
     try:
         await js.update_stream(replace(found, **drift))
+    except TimeoutError:
+        if not _refused(js, "UPDATE", wanted):
+            raise
     except js_errors.BadRequestError as error:
         log.warning(
             "a stream keeps settings that differ from ours",
@@ -131,6 +141,13 @@ async def _set_back(js: JetStreamContext, wanted: StreamConfig, found: StreamCon
         )
     else:
         log.info("set a stream back", action="streams.updated", stream=wanted.name, settings=sorted(drift))
+
+
+def _refused(js: JetStreamContext, verb: str, wanted: StreamConfig) -> bool:
+    """Whether NATS has refused us to make or change the stream; nobody answers such a request."""
+    nc: Any = js._nc  # noqa: SLF001 -- nats-py shows it nowhere else
+    name = stream_at(nc, _name(wanted)).upper()
+    return f"$JS.API.STREAM.{verb}.{name}" in getattr(nc, "refused", ())
 
 
 def _given(config: StreamConfig) -> dict[str, Any]:

@@ -27,6 +27,7 @@ COMMANDS = {
     "agents": "agents",
     "config": "config",
     "key": "key",
+    "deploy": "deploy",
 }
 HELP = """AI agents as microservices on NATS, whose work outlives their processes.
 

@@ -7,6 +7,7 @@ from urllib.parse import urlsplit
 
 from nats import errors as nats_errors
 
+from perdure.bus.connection import identity
 from perdure.bus.namespace import client_in
 from perdure.embedded.presence import instances
 from perdure.embedded.state import Part, PlatformState
@@ -43,8 +44,10 @@ async def _present(state: PlatformState) -> set[str]:
     if state.urls is None or all(part.url for part in state.parts):
         return set()
     try:
-        nc = client_in(load_settings().namespace)
-        await nc.connect(state.urls.nats_url, allow_reconnect=False, connect_timeout=2, error_cb=_ignored)
+        settings = load_settings().model_copy(update={"nats_url": state.urls.nats_url})
+        who = await asyncio.to_thread(identity, settings)
+        nc = client_in(settings.namespace)
+        await nc.connect(settings.nats_url, allow_reconnect=False, connect_timeout=2, error_cb=_ignored, **who)
     except (OSError, nats_errors.Error):
         return set()
     try:
