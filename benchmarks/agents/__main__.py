@@ -1,6 +1,7 @@
 """`python -m benchmarks.agents`: what a turn costs beside its model. The offline model answers at zero delay, fsync on.
 
-Turns at several numbers of sessions, then with more replicas of the agent, then one long conversation: what its early
+Turns at several numbers of sessions, then with more replicas of the agent; turns without the way to any model; turns of
+an agent that waits for its model and takes few runs at a time, by replicas; then one long conversation: what its early
 and its late turns write. With `--peers PYTHON` (`make peers`) LangGraph holds the same long conversation beside it.
 Prints tables and the machine, and writes `benchmarks/results/agents.json`.
 """
@@ -37,7 +38,8 @@ RESULTS = HERE.parent / "results"
 LOADS = ((1, 300), (16, 1500), (64, 4000))
 REPLICAS = (2, 3)
 EARLY, LATE = 5, 500
-LIVE = "SELECT count(*) FROM processes WHERE agent_name = 'talker' AND state = 'live' AND lease_until > now()"
+SECONDS, SLOTS, WAITERS = 0.1, 4, ((1, 32, 200), (2, 32, 400), (3, 32, 600))
+LIVE = "SELECT count(*) FROM processes WHERE agent_name = $1 AND state = 'live' AND lease_until > now()"
 
 
 async def main(peers_python: Path | None) -> None:
@@ -48,52 +50,56 @@ async def main(peers_python: Path | None) -> None:
             nc = await nats.connect(platform.urls.nats_url)
             database = await asyncpg.connect(platform.urls.database_url)
             pids = {part.name: part.running.pid for part in platform.state.parts if part.running}
-            bench = Bench(nc, database, pids)
+            bench, environment = Bench(nc, database, pids), platform.urls.environment()
             try:
                 await bench.talk("warm", 4, 40)
                 talks = [await bench.talk(f"at-{sessions}", sessions, turns) for sessions, turns in LOADS]
                 for number in REPLICAS:
-                    async with replica(bench, platform.urls.environment(), number):
+                    async with replicas(bench, environment, "talker", range(2, number + 1)):
                         talks.append(await bench.talk(f"with-{number}", *LOADS[-1], replicas=number))
-                await one_replica(database)
+                at_once = {**environment, "MODEL_SECONDS": "0"}
+                async with replicas(bench, at_once, "waiter", range(1, 2)):
+                    bare = await bench.talk("bare", *LOADS[0], agent="waiter")
+                waits = []
+                for number, sessions, turns in WAITERS:
+                    few = {**environment, "MODEL_SECONDS": str(SECONDS), "PERDURE_RUN_SLOTS": str(SLOTS)}
+                    async with replicas(bench, few, "waiter", range(1, number + 1)):
+                        label = f"waiting-{number}"
+                        waits.append(await bench.talk(label, sessions, turns, replicas=number, agent="waiter"))
                 long, answer = await bench.long_talk(LATE + 6)
                 kept = {"Perdure": long}
                 if peers_python is not None:
                     url = await new_database(platform.urls.database_url, "peer_langgraph_talk")
                     kept["LangGraph"] = await run_peer(peers_python, "langgraph_talk.py", url, LATE + 6, answer)
-                alone = await model_alone(platform.urls.environment())
+                alone = await model_alone(environment)
             finally:
                 await database.close()
                 await nc.close()
-    show(talks, {name: early_and_late(**turns) for name, turns in kept.items()}, alone)
+    show(talks, bare, waits, {name: early_and_late(**turns) for name, turns in kept.items()}, alone)
 
 
 @asynccontextmanager
-async def replica(bench: Bench, urls: dict[str, str], number: int) -> AsyncIterator[None]:
-    """The talkers `2` to `number`, beside the first."""
-    started: list[Process] = []
+async def replicas(bench: Bench, environment: dict[str, str], agent: str, numbers: range) -> AsyncIterator[None]:
+    """Replicas of `agent` with these numbers, beside those that there are; they are gone when it is over."""
+    started: dict[str, Process] = {}
+    before = await bench.database.fetchval(LIVE, agent)
     try:
-        for at in range(2, number + 1):
-            environment = python_environment({**urls, "PERDURE_INSTANCE_ID": f"talker-{at}"})
-            program = [sys.executable, str(HERE / "talker.py")]
-            started.append(await asyncio.create_subprocess_exec(*program, env=environment, stdout=DEVNULL))
-            bench.pids[f"talker-{at}"] = started[-1].pid
-        while await bench.database.fetchval(LIVE) < number:
+        for at in numbers:
+            said = python_environment({**environment, "PERDURE_INSTANCE_ID": f"{agent}-{at}"})
+            program = [sys.executable, str(HERE / f"{agent}.py")]
+            started[f"{agent}-{at}"] = await asyncio.create_subprocess_exec(*program, env=said, stdout=DEVNULL)
+        bench.pids |= {name: process.pid for name, process in started.items()}
+        while await bench.database.fetchval(LIVE, agent) < before + len(started):
             await asyncio.sleep(0.05)
-        await bench.talk(f"warm-{number}", 8, 80)
+        await bench.talk(f"warm-{agent}-{numbers.stop}", 8, 80, agent=agent)
         yield
     finally:
-        for process in started:
+        for name, process in started.items():
             process.terminate()
             await process.wait()
-        for at in range(2, number + 1):
-            bench.pids.pop(f"talker-{at}", None)
-
-
-async def one_replica(database: asyncpg.Connection[asyncpg.Record]) -> None:
-    """Come back when the other replicas are gone."""
-    while await database.fetchval(LIVE) > 1:
-        await asyncio.sleep(0.05)
+            bench.pids.pop(name, None)
+        while await bench.database.fetchval(LIVE, agent) > before:
+            await asyncio.sleep(0.05)
 
 
 def early_and_late(ms: list[float], wal: list[int]) -> dict[str, float]:
@@ -108,17 +114,20 @@ def early_and_late(ms: list[float], wal: list[int]) -> dict[str, float]:
     }  # fmt: skip
 
 
-def show(talks: list[Talk], kept: dict[str, dict[str, float]], alone: float) -> None:
+def show(talks: list[Talk], bare: Talk, waits: list[Talk], kept: dict[str, dict[str, float]], alone: float) -> None:
     table = Table(
-        *("sessions", "replicas", "turns/s", "p50 ms", "p99 ms", "commits a turn", "agents' CPU ms a turn"),
+        *("model", "sessions", "replicas", "turns/s", "p50 ms", "p99 ms", "commits a turn", "agents' CPU ms a turn"),
         *("all CPU ms a turn", "CPU of the machine"),
     )
-    for one in talks:
+    for model, one in (("none", bare), *(("offline", one) for one in talks)):
         table.add_row(
-            *(str(one.sessions), str(one.replicas), f"{one.turns_per_second:,.0f}", f"{one.p50:.2f}"),
+            *(model, str(one.sessions), str(one.replicas), f"{one.turns_per_second:,.0f}", f"{one.p50:.2f}"),
             *(f"{one.p99:.2f}", f"{one.commits_per_turn:.2f}", f"{one.agents_cpu:.2f}", f"{one.all_cpu:.2f}"),
             f"{one.machine:.0%}",
         )
+    waiting = Table(f"replicas of {SLOTS} runs at a time", "turns/s", "p50 ms", "CPU of the machine")
+    for one in waits:
+        waiting.add_row(str(one.replicas), f"{one.turns_per_second:,.0f}", f"{one.p50:.0f}", f"{one.machine:.0%}")
     long = Table("one conversation", f"WAL of turn {EARLY}", f"of turn {LATE}", "ratio", "ms", "ms", "ratio")
     for name, turn in kept.items():
         long.add_row(
@@ -133,9 +142,14 @@ def show(talks: list[Talk], kept: dict[str, dict[str, float]], alone: float) -> 
         "load": os.getloadavg()[0],
         "model alone, p50 ms": round(alone, 2),
     }
-    Console(width=140).print(table, long, about)
+    Console(width=140).print(table, waiting, long, about)
     RESULTS.mkdir(exist_ok=True)
-    said = {**about, "rows": [one.as_dict() for one in talks], "long": kept}
+    said = {
+        **about,
+        "rows": [one.as_dict() for one in talks],
+        "waiting": [one.as_dict() for one in waits],
+        "long": kept,
+    }
     (RESULTS / "agents.json").write_bytes(orjson.dumps(said, option=orjson.OPT_INDENT_2))
 
 

@@ -47,21 +47,21 @@ class Bench:
     database: asyncpg.Connection[asyncpg.Record]
     pids: dict[str, int]
 
-    async def turn(self, session: str, number: int) -> tuple[float, str]:
+    async def turn(self, session: str, number: int, agent: str = "talker") -> tuple[float, str]:
         """One turn; its milliseconds, and what was answered."""
         body = orjson.dumps({"task": f"turn {number}", "session_id": session, "timeout": 60})
         began = time.perf_counter()
-        reply = orjson.loads((await self.nc.request("run.ask.talker", body, timeout=65)).data)
+        reply = orjson.loads((await self.nc.request(f"run.ask.{agent}", body, timeout=65)).data)
         if reply["status"] != "completed":
             raise RuntimeError(f"turn {number} of {session}: {reply}")
         return (time.perf_counter() - began) * 1000, reply["output"]
 
-    async def talk(self, label: str, sessions: int, turns: int, *, replicas: int = 1) -> Talk:
+    async def talk(self, label: str, sessions: int, turns: int, *, replicas: int = 1, agent: str = "talker") -> Talk:
         """`turns` turns over `sessions` sessions at a time."""
         took: list[float] = []
 
         async def one(session: str) -> None:
-            took.extend([(await self.turn(session, number))[0] for number in range(turns // sessions)])
+            took.extend([(await self.turn(session, number, agent))[0] for number in range(turns // sessions)])
 
         await asyncio.sleep(STATISTICS)
         commits, cpu, busy = await self.database.fetchval(COMMITS), self._cpu(), _busy()
@@ -104,7 +104,7 @@ class Bench:
             process = psutil.Process(pid)
             used = sum(_seconds(each) for each in (process, *process.children(recursive=True)))
             everything += used
-            if "talker" in name:
+            if "talker" in name or "waiter" in name:
                 agents += used
         return agents, everything
 
