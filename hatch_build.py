@@ -10,7 +10,7 @@ from typing import Any
 
 from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 
-CARRIED = ("config_manager", "services", "agents", "migrations")
+CARRIED = ("config_manager", "services", "agents", "migrations", "deploy/postgres")
 
 
 class CarryPlatform(BuildHookInterface[Any]):

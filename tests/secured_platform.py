@@ -8,6 +8,7 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 import orjson
+from nats.aio.client import Client as Nats
 from synadia_ai.agents import Agents, Query, ResponseChunk
 
 from config_manager.service import ConfigManager
@@ -27,7 +28,6 @@ from perdure.testing.models import Call, ScriptedModel
 from services.console.service import Console
 from services.scheduler.service import Scheduler
 from tests.edge_support import Web, events, web
-from tests.secured import as_user
 from tests.support import eventually
 
 STREAM = "ORDERS"
@@ -207,25 +207,23 @@ async def _presence(people: Client) -> None:
     assert orjson.loads(asked.data)["status"] in ("ok", "warning")
 
 
-async def over_nats_alone(url: str) -> None:
-    """What clients do that have none of our code: tasks, prompts with a question, an agent's trigger."""
-    async with as_user(url, "client") as one:
-        done = await one.nc.subscribe("run.ended.mailer.*")
-        await one.nc.jetstream().publish("task.mailer", b'{"task": {}}')
-        assert orjson.loads((await done.next_msg(timeout=20)).data)["agent"] == "mailer"
-        agents = Agents(nc=one.nc)
+async def over_nats_alone(nc: Nats) -> None:
+    """What clients do that have none of our code: tasks, and prompts with a question."""
+    done = await nc.subscribe("run.ended.mailer.*")
+    await nc.jetstream().publish("task.mailer", b'{"task": {}}')
+    assert orjson.loads((await done.next_msg(timeout=20)).data)["agent"] == "mailer"
+    agents = Agents(nc=nc)
 
-        async def found() -> list[Any]:
-            return [each for each in await agents.discover(stall=0.2) if each.agent == "desk"]
+    async def found() -> list[Any]:
+        return [each for each in await agents.discover(stall=0.2) if each.agent == "desk"]
 
-        [agent] = await eventually(found, message=f"desk is found; refused: {one.refused}")
-        said = []
-        async for chunk in agent.prompt("pay"):
-            if isinstance(chunk, Query):
-                await chunk.reply("yes")
-            elif isinstance(chunk, ResponseChunk):
-                said.append(chunk.text)
-        assert "paid" in "".join(said)
-        assert (await agent.status()).agent == "desk"
-        await agents.close()
-        assert one.refused == []
+    [agent] = await eventually(found)
+    said = []
+    async for chunk in agent.prompt("pay"):
+        if isinstance(chunk, Query):
+            await chunk.reply("yes")
+        elif isinstance(chunk, ResponseChunk):
+            said.append(chunk.text)
+    assert "paid" in "".join(said)
+    assert (await agent.status()).agent == "desk"
+    await agents.close()

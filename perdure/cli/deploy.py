@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import re
 from typing import Annotated
 
 import typer
 
 from perdure.bus import permissions
-from perdure.cli.console import fail
+from perdure.cli.console import fail, log_warnings, out, run
 from perdure.settings import load_settings
+from perdure.store import roles
 from perdure.subjects import agent_name, trigger_consumer
 
 app = typer.Typer(
@@ -91,6 +93,32 @@ def nats_permissions(
         typer.echo(permissions.render([*services, *users]), nl=False)
     else:
         typer.echo("\n".join(permissions.render_user(user) for user in users))
+
+
+@app.command("postgres-roles")
+def postgres_roles(
+    agents: Annotated[list[str] | None, typer.Argument(metavar="[AGENT]...", help="Agents by their names.")] = None,
+) -> None:
+    """Make a Postgres role for each service and each AGENT, and give it what it needs and nothing more.
+
+    DATABASE_URL names the owner of the schema, who runs `perdure migrate`. Run it again after that. Passwords come from
+    the environment: POSTGRES_PASSWORD_SCHEDULER and so on; a role without one keeps the one that it has.
+    """
+    settings = load_settings()
+    log_warnings(settings)
+    try:
+        named = [agent_name(each) for each in dict.fromkeys(agents or ())]
+        for each in named:
+            roles.role_of(each)
+    except ValueError as error:
+        fail(str(error), code=2)
+    words = {
+        user: word
+        for user in (*roles.SERVICES, *named)
+        if (word := os.environ.get(f"POSTGRES_PASSWORD_{user.upper().replace('-', '_')}"))
+    }
+    for role in run(roles.apply_roles(settings, named, words)):
+        out.print(role)
 
 
 def _consumer(agent: str, said: str) -> permissions.Consumer:

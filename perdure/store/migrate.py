@@ -71,6 +71,8 @@ async def migrate(settings: Settings, *, folder: Path | None = None) -> list[str
                 await _apply(connection, migration)
         finally:
             await connection.execute(_sql["unlock"])
+    except asyncpg.InsufficientPrivilegeError as error:
+        raise SetupError(f"{error}: let DATABASE_URL name the owner of the tables, who alone migrates") from error
     finally:
         await connection.close()
     return [migration.name for migration in waiting]

@@ -173,7 +173,8 @@ async def test_a_platform_whose_parts_are_users_of_their_own_does_all_it_is_for(
                 await admin.nc.publish("orders.new", b'{"item": "tea"}')
             async with secured_platform(place) as door:
                 await walk(door, place)
-                await over_nats_alone(server.url)
+                async with as_user(server.url, "client") as one:
+                    await over_nats_alone(one.nc)
             said = server.log_file.read_text()
             assert [line for line in said.splitlines() if "Violation" in line] == []
 
