@@ -139,7 +139,7 @@ class Triggers:
             await message.nak(delay=1)
             return
         if consumer is not None:
-            await consumer.ack(message)
+            consumer.ack(message)
 
     def _read(self, workflow: str, trigger: OnSubject, data: bytes) -> tuple[Any] | None:
         """The task in a 1-tuple, None when the filter leaves it out. Raises `Unfit`."""

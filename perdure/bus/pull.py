@@ -20,6 +20,7 @@ from nats.js.api import AckPolicy, ConsumerConfig
 from nats.js.errors import APIError
 
 from perdure.bus.namespace import stream_at
+from perdure.bus.outgoing import Outgoing
 from perdure.bus.streams import ensure_streams
 from perdure.errors import SetupError
 
@@ -53,6 +54,7 @@ class PullConsumer:
         expires: float = EXPIRES,
     ) -> None:
         self._nats = nats
+        self._outgoing = Outgoing(nats)
         self._stream = stream
         self._subject = subject
         self._durable = durable
@@ -99,6 +101,7 @@ class PullConsumer:
     async def stop(self) -> None:
         """Take no more; what was delivered and not taken is delivered again elsewhere."""
         self._closed = True
+        self._outgoing.flush()
         self._again.set()
         subscription, self._subscription = self._subscription, None
         if subscription is not None and self._nats.is_connected:
@@ -114,15 +117,15 @@ class PullConsumer:
         self._asked = -1
         self._again.set()
 
-    async def ack(self, message: Msg) -> None:
+    def ack(self, message: Msg) -> None:
         """The work of `message` is safe: it need not come again. Waits for nothing."""
-        if message.reply and self._nats.is_connected:
-            await self._nats.publish(message.reply, ACK)
+        if message.reply:
+            self._outgoing.put(message.reply, ACK)
 
-    async def pass_on(self, message: Msg) -> None:
+    def pass_on(self, message: Msg) -> None:
         """`message` is for somebody else who takes from this consumer: deliver it again in 50 ms. Waits for nothing."""
-        if message.reply and self._nats.is_connected:
-            await self._nats.publish(message.reply, PASS_ON)
+        if message.reply:
+            self._outgoing.put(message.reply, PASS_ON)
 
     async def _ensure(self) -> None:
         js = self._nats.jetstream()

@@ -12,6 +12,7 @@ from collections.abc import Generator
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
 
+from perdure.engine.branch import current
 from perdure.engine.points import reach
 from perdure.engine.rows import JournalRow, Snapshot, Start
 from perdure.errors import WorkflowMisuse
@@ -68,8 +69,9 @@ class Call(Generic[T]):
         self._error: BaseException | None = None
 
     def __await__(self) -> Generator[Any, None, T]:
-        execution = self.execution
-        if execution.branch() is not self.branch:
+        execution, branch = self.execution, self.branch
+        mine = current.get() is branch and not branch.in_step and not execution.closed
+        if not (mine and asyncio.current_task() is branch.task) and execution.branch() is not branch:
             raise WorkflowMisuse(f"{self.kind} {self.name!r} was made in one branch and awaited in another")
         if self.awaited:
             raise WorkflowMisuse(f"{self.kind} {self.name!r} is awaited twice; keep its result instead")
@@ -78,7 +80,7 @@ class Call(Generic[T]):
             execution.active += 1  # it began eagerly and is through: nobody counted this branch out
         if not self.begun:
             self.begin()
-        execution.blocked(self.branch, self)
+        execution.blocked(branch, self)
         try:
             if self.inlined and not self.done:
                 yield from self.inline()
@@ -176,21 +178,21 @@ class Call(Generic[T]):
         """A row of this call, with the next seq."""
         execution = self.execution
         now = execution.host.clock.now()
-        return JournalRow(
-            seq=execution.next_seq(),
-            path=self.path,
-            kind=kind or self.kind,
-            name=self.name,
-            hash=self.hash,
-            outcome=outcome,
-            result=result,
-            error=error,
-            attempt=attempt,
-            due_at=due_at,
-            signal_seq=signal_seq,
-            config_revision=execution.config.revision,
-            started_at=started_at or now,
-            finished_at=now,
+        return JournalRow(  # by position, as each step makes one
+            execution.next_seq(),
+            self.path,
+            kind or self.kind,
+            self.name,
+            self.hash,
+            outcome,
+            result,
+            error,
+            attempt,
+            due_at,
+            signal_seq,
+            execution.config.revision,
+            started_at or now,
+            now,
         )
 
     def write(self, row: JournalRow, start: Start | None = None, snapshot: Snapshot | None = None) -> None:

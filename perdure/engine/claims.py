@@ -107,7 +107,7 @@ class Claims:
                 reach("claim.begun")
                 for run_id, messages in batch.items():
                     for message in messages:
-                        await (self._worker.pass_on(message) if run_id in others else self._worker.ack(message))
+                        (self._worker.pass_on if run_id in others else self._worker.ack)(message)
 
     async def _audit(self) -> bool:
         """Give back the runs that the database says this process holds, and it does not: a claim's answer was lost."""

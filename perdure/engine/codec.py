@@ -56,6 +56,14 @@ def encode(value: Any, *, what: str) -> str:
     return text
 
 
+def short_text(value: Any) -> str | None:
+    """The JSON of a small value that travels whatever happens, without a look at what it is; None for any other."""
+    kind = type(value)
+    if value is None or kind is bool or (kind is int and -(2**63) <= value < 2**63):
+        return orjson.dumps(value).decode()
+    return None
+
+
 def decode(text: str | bytes | None) -> Any:
     """The JSON value of `text`; `None` for no text."""
     return None if text is None else orjson.loads(text)
@@ -123,11 +131,12 @@ def _encodable(text: str) -> bool:
 class ResultType:
     """The type that a step, a workflow or a child declares for its result, ready to encode and decode it."""
 
-    __slots__ = ("_adapter",)
+    __slots__ = ("_adapter", "plain")
 
     def __init__(self, annotation: Any) -> None:
         plain = annotation in (None, Any, str, int, bool, dict, list, type(None))
         self._adapter: TypeAdapter[Any] | None = None if plain else TypeAdapter(annotation)
+        self.plain = plain  # whatever JSON says is it
 
     def encode(self, value: Any, *, what: str) -> str:
         """`value` as JSON text. Raises `TypeError` naming the field that cannot travel."""

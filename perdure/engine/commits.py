@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Final
 
+import orjson
+
 from perdure.engine.accepting import insert_starts
 from perdure.engine.entries import Entry, Place
 from perdure.engine.points import reach
 from perdure.engine.rows import JournalRow, Start
 from perdure.engine.stored import error_spot, output_spot, result_spot, step_error_spot, task_spot
-from perdure.store.postgres import Pool, PooledConnection
+from perdure.store.postgres import Kept, Pool, PooledConnection
 from perdure.store.queries import load_queries
 from perdure.store.vault import Value, vault_of
 
@@ -18,7 +20,7 @@ _SQL = load_queries("engine.sql")
 _RUNS = load_queries("runs.sql")
 
 
-async def commit_rows(pool: Pool, entries: Sequence[Entry]) -> set[Place]:
+async def commit_rows(pool: Pool | Kept, entries: Sequence[Entry]) -> set[Place]:
     """One commit: rows, the children they start, the snapshots they name and the signals they consume."""
     more = any(e.start or e.snapshot or (e.row and e.row.signal_seq is not None) for e in entries)
     async with pool.acquire() as connection:
@@ -35,7 +37,7 @@ async def commit_rows(pool: Pool, entries: Sequence[Entry]) -> set[Place]:
         return held
 
 
-async def commit_moves(pool: Pool, entries: Sequence[Entry], *, again: bool) -> dict[Place, bool]:
+async def commit_moves(pool: Pool | Kept, entries: Sequence[Entry], *, again: bool) -> dict[Place, bool]:
     """One commit: the places that moved, and whether others than its parent wait for the run's end.
 
     `again` says that an earlier try may have been committed without an answer.
@@ -59,28 +61,49 @@ async def commit_moves(pool: Pool, entries: Sequence[Entry], *, again: bool) -> 
 
 async def write_rows(connection: PooledConnection, entries: Sequence[Entry]) -> set[Place]:
     """Insert the rows of `entries` under their fences; the places that this process still holds."""
-    fences: dict[Place, int] = {}
-    for place in sorted({entry.place for entry in entries}):
-        fences[place] = len(fences) + 1
     places = [entry.place for entry in entries if entry.row is not None]
     rows = [entry.row for entry in entries if entry.row is not None]
+    held = sorted(set(places))
+    fences = {place: number for number, place in enumerate(held, start=1)}
     results, errors = await _stored_rows(connection, places, rows)
     records = await connection.fetch(
         _SQL["flush"],
-        [run_id for run_id, _ in fences],
-        [epoch for _, epoch in fences],
-        [fences[place] for place in places],
-        [row.seq for row in rows],
-        [row.path for row in rows],
-        [row.name for row in rows],
-        [row.hash for row in rows],
-        results,
-        [row.config_revision for row in rows],
-        [row.started_at.timestamp() for row in rows],
-        [row.finished_at.timestamp() for row in rows],
+        _lines([run_id for run_id, _ in held]),
+        _numbers([epoch for _, epoch in held]),
+        _numbers([fences[place] for place in places]),
+        _numbers([row.seq for row in rows]),
+        _lines([row.path for row in rows]),
+        _lines([row.name for row in rows]),
+        _lines([row.hash for row in rows]),
+        _lines([_one_line(text) for text in results]),
+        _numbers([row.config_revision for row in rows]),
+        _numbers([round(row.started_at.timestamp() * 1_000_000) for row in rows]),
+        _numbers([round(row.finished_at.timestamp() * 1_000_000) for row in rows]),
         *(_NOTHING_MORE if all(map(_plain, rows)) else _more(rows, errors)),
     )
+    if len(records) == len(held):
+        return set(held)
     return {(record["run_id"], record["epoch"]) for record in records}
+
+
+def _lines(texts: Sequence[str]) -> str:
+    """A column of texts, as `flush` takes it. Raises `ValueError` for one that would be two."""
+    joined = "\n".join(texts)
+    if joined.count("\n") != len(texts) - 1:
+        raise ValueError(f"a line break in one of {texts!r:.500}")
+    return joined
+
+
+def _numbers(numbers: Sequence[int | None]) -> str:
+    """A column of numbers, as `flush` takes it."""
+    return "{" + ",".join(["NULL" if number is None else str(number) for number in numbers]) + "}"
+
+
+def _one_line(text: str | None) -> str:
+    """JSON in one line, as what this process encodes is; "" is none. Others may have sent it as they like."""
+    if text is None:
+        return ""
+    return text if "\n" not in text else orjson.dumps(orjson.loads(text)).decode()
 
 
 _NOTHING_MORE: Final[tuple[list[Any], ...]] = ([],) * 6

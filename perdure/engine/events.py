@@ -6,13 +6,14 @@ that begins, a token) carries the seq of the last row before it and an `index`, 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from datetime import UTC, datetime
+from collections.abc import Mapping, Sized
+from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 import orjson
 
 from perdure import subjects
+from perdure.bus.outgoing import Outgoing
 from perdure.engine.rows import JournalRow, Move
 from perdure.store.vault import PLAIN, Vault
 
@@ -26,6 +27,8 @@ _LONGEST_RESULT = 8_192
 LARGEST_DATA = (
     262_144  # bytes of an event of the workflow, or of an output in the word of a run's end; the rest is read
 )
+
+AT_LEISURE = 16  # runs in memory up to which the beginning of every step is told, however short it is
 
 _STEP_EVENTS = {"ok": "step.completed", "error": "step.failed", "timeout": "step.failed", "open": "step.started"}
 
@@ -89,28 +92,22 @@ def end_data(output: str | None, error: str | None) -> bytes:
 class Events:
     """Publishes the events of one process's runs, after the commit that they tell of."""
 
-    __slots__ = ("_indexes", "_nats", "_vault", "away_since", "dropped")
+    __slots__ = ("_begun", "_indexes", "_nats", "_runs", "_vault", "outgoing")
 
-    def __init__(self, nats: Client, vault: Vault = PLAIN) -> None:
+    def __init__(self, nats: Client, runs: Sized, vault: Vault = PLAIN) -> None:
         self._nats = nats
+        self._runs = runs  # those in memory
         self._vault = vault
         self._indexes: dict[str, int] = {}
-        self.dropped = 0
-        self.away_since: datetime | None = None  # when the first event since NATS was there could not leave
+        self._begun: dict[StepCall, tuple[int, datetime]] = {}  # steps that began this moment: attempt and time
+        self.outgoing = Outgoing(nats, self._tell_begun)
 
     def _send(self, run_id: str, payload: bytes) -> None:
-        self.publish(subjects.run_events(run_id), payload)
+        self.outgoing.put(subjects.run_events(run_id), payload)
 
     def publish(self, subject: str, payload: bytes) -> None:
-        """Send without waiting; a message that cannot leave now is counted, the journal has what it says."""
-        if not self._nats.is_connected:
-            self.dropped += 1
-            self.away_since = self.away_since or datetime.now(UTC)
-            return
-        if len(payload) > self._nats.max_payload:
-            self.dropped += 1  # a token or a progress mark of the author's own: the journal has what counts
-            return
-        publish_nowait(self._nats, subject, payload)
+        """Send now, without waiting; a message that cannot leave is counted, the journal has what it says."""
+        self.outgoing.put(subject, payload, soon=True)
 
     async def publish_now(self, subject: str, payload: bytes) -> None:
         """Send, and come back when the server has it."""
@@ -123,16 +120,33 @@ class Events:
         data = orjson.dumps({"workflow": run.workflow, "session_id": run.session_id, "epoch": run.epoch})
         self._send(run.run_id, render(0, "run.started", run.run_id, run.agent_name, run.started_at, data, self._vault))
 
-    def step_started(self, execution: Execution, call: StepCall, attempt: int, started: datetime) -> None:
-        """`step.started`, which passes by; written by hand, as every step has one."""
-        data = b'{"index":%d,"name":%s,"path":"%s","attempt":%d}' % (
-            self._next_index(execution.run_id),
-            orjson.dumps(call.name),
-            call.path.encode(),
-            attempt,
-        )
-        run = execution.run
-        self._send(run.run_id, render(execution.last_seq, "step.started", run.run_id, run.agent_name, started, data))
+    def step_began(self, call: StepCall, attempt: int, started: datetime) -> None:
+        """`step.started`, which passes by: at once, or, under load, when the step has lasted for a moment."""
+        self._begun[call] = attempt, started
+        if len(self._runs) <= AT_LEISURE:
+            self._tell_begun()
+        else:
+            self.outgoing.wake()
+
+    def step_over(self, call: StepCall) -> None:
+        """A step that began has ended."""
+        self._begun.pop(call, None)
+
+    def _tell_begun(self) -> None:
+        begun, self._begun = self._begun, {}
+        for call, (attempt, started) in begun.items():
+            execution = call.execution
+            if execution.closed:
+                continue
+            data = b'{"index":%d,"name":%s,"path":"%s","attempt":%d}' % (
+                self._next_index(execution.run_id),
+                orjson.dumps(call.name),
+                call.path.encode(),
+                attempt,
+            )
+            run = execution.run
+            seq = execution.last_seq
+            self._send(run.run_id, render(seq, "step.started", run.run_id, run.agent_name, started, data))
 
     def _next_index(self, run_id: str) -> int:
         index = self._indexes[run_id] = self._indexes.get(run_id, 0) + 1
@@ -140,6 +154,7 @@ class Events:
 
     def passing(self, execution: Execution, kind: str, data: Mapping[str, Any]) -> None:
         """An event that is not journaled."""
+        self._tell_begun()
         index = self._next_index(execution.run_id)
         self._send(
             execution.run_id,

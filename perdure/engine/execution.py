@@ -300,6 +300,11 @@ class Execution:
         if self.closed:
             return
         self.busy -= 1
+        if seq == self._next_handover and not self._settled and row is not None and row.kind != "patch":
+            self._next_handover += 1  # what nearly always is: nothing is out of order
+            self.ready.append(row)
+            self.pump()
+            return
         self._settled[seq] = row
         while self._next_handover in self._settled:
             settled = self._settled.pop(self._next_handover)
@@ -404,7 +409,8 @@ class Execution:
     def recorded(self, row: JournalRow) -> None:
         """`row` is committed."""
         reach("step.after_commit", self.run_id, row.name)
-        self.unwritten_patches.pop(row.seq, None)
+        if self.unwritten_patches:
+            self.unwritten_patches.pop(row.seq, None)
         self.settle(row.seq, row)
 
     def refused(self, row: JournalRow, reason: str) -> None:

@@ -20,7 +20,7 @@ from perdure.engine.entries import Entry, Place
 from perdure.engine.points import reach
 from perdure.engine.rows import Move
 from perdure.store.failures import CONNECTION_ERRORS, refuses
-from perdure.store.postgres import Pool
+from perdure.store.postgres import Kept
 
 log = structlog.get_logger(__name__)
 T = TypeVar("T")
@@ -32,7 +32,7 @@ STRANGE_TRIES = 5
 class Journal:
     """Writes the rows and moves of every run of this process, grouped."""
 
-    pool: Pool
+    pool: Kept
     after_commit: Callable[[Sequence[Entry]], None]
     max_batch: int = 2000
     _waiting: list[Entry] = field(default_factory=list)
@@ -53,21 +53,28 @@ class Journal:
 
     async def run(self) -> None:
         """Write until cancelled."""
-        while True:
-            await self._wake.wait()
-            self._wake.clear()
-            while self._waiting:
-                batch = self._waiting[: self.max_batch]
-                del self._waiting[: self.max_batch]
-                self._writing = True
-                try:
-                    rows = [entry for entry in batch if entry.row is not None]
-                    await self._write_rows(rows)
-                    if 0 < len(rows) < len(batch):
-                        reach("commit.between")
-                    await self._write_moves([entry for entry in batch if entry.move is not None])
-                finally:
-                    self._writing = False
+        kept = self.pool
+        try:
+            while True:
+                await self._wake.wait()
+                self._wake.clear()
+                while self._waiting:
+                    batch = self._waiting[: self.max_batch]
+                    del self._waiting[: self.max_batch]
+                    await self._write(batch)
+        finally:
+            await kept.release()
+
+    async def _write(self, batch: list[Entry]) -> None:
+        self._writing = True
+        try:
+            rows = [entry for entry in batch if entry.row is not None]
+            await self._write_rows(rows)
+            if 0 < len(rows) < len(batch):
+                reach("commit.between")
+            await self._write_moves([entry for entry in batch if entry.move is not None])
+        finally:
+            self._writing = False
 
     # -- rows ---------------------------------------------------------------------------------------------------------
 

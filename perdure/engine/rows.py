@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from datetime import datetime
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
     import asyncpg
@@ -124,21 +124,9 @@ def claimed(agent_name: str, record: asyncpg.Record) -> ClaimedRun:
     )
 
 
+_JOURNAL_FIELDS: Final = len(fields(JournalRow))
+
+
 def journaled(record: asyncpg.Record) -> JournalRow:
-    """A row of the `history` query."""
-    return JournalRow(
-        seq=record["seq"],
-        path=record["path"],
-        kind=record["kind"],
-        name=record["name"],
-        hash=record["hash"],
-        outcome=record["outcome"],
-        result=record["result"],
-        error=record["error"],
-        attempt=record["attempt"],
-        due_at=record["due_at"],
-        signal_seq=record["signal_seq"],
-        config_revision=record["config_revision"],
-        started_at=record["started_at"],
-        finished_at=record["finished_at"],
-    )
+    """A row of the `history` query, whose columns begin with the fields in their order."""
+    return JournalRow(*record[:_JOURNAL_FIELDS])

@@ -20,7 +20,7 @@ from perdure.engine.rows import TERMINAL, Move, Start
 from perdure.engine.start_options import StartOptions
 from perdure.engine.stored import OUTCOME, WHOLE, open_columns, readable, signal_spot, step_spots
 from perdure.errors import Conflict, InvalidRequest, NotFound
-from perdure.store.postgres import Connection, Pool
+from perdure.store.postgres import Connection, Kept, Pool
 from perdure.store.queries import load_queries
 from perdure.store.vault import vault_of
 
@@ -50,7 +50,7 @@ def new_start(
     return Start(run_id, agent, workflow, session_id, text, fingerprint, parent_run, parent_path, options)
 
 
-async def accept(pool: Pool, starts: Sequence[Start]) -> dict[str, str]:
+async def accept(pool: Pool | Kept, starts: Sequence[Start]) -> dict[str, str]:
     """Make each start a durable run, in one commit; the status of each by run id.
 
     A run id that exists with the same task is the same run. One that exists with another task is marked `conflict`.

@@ -34,7 +34,7 @@ from perdure.engine.rows import ClaimedRun, JournalRow, Move
 from perdure.engine.stored import unreadable
 from perdure.settings import Settings
 from perdure.store.failures import CONNECTION_ERRORS
-from perdure.store.postgres import Pool
+from perdure.store.postgres import Kept, Pool
 from perdure.store.queries import load_queries
 from perdure.store.vault import Unreadable, vault_of
 
@@ -91,9 +91,9 @@ class Worker:
         self.transactions = asyncio.Semaphore(max(1, settings.pool_size - 3))
         self.loop = asyncio.get_running_loop()
         self.threads: Executor = ThreadPoolExecutor(max_workers=32, thread_name_prefix=f"{agent_name}-step")
-        self.events = Events(nats, vault_of(pool))
-        self.journal = Journal(pool, self._after_commit)
         self.executions: dict[str, Execution] = {}
+        self.events = Events(nats, self.executions, vault_of(pool))
+        self.journal = Journal(Kept(pool), self._after_commit)
         self._config = config
         self._hot_state = hot_state
         self._liveness = Liveness(settings, agent_name, self._lost, self.offer)
@@ -154,6 +154,7 @@ class Worker:
         held = list(self.executions.values())
         if held:
             await self._release(held)
+        self.events.outgoing.flush()
         for nudges in self._nudges:
             if self.nats.is_connected:
                 await nudges.unsubscribe()
@@ -166,6 +167,7 @@ class Worker:
     def freeze(self) -> None:
         """From this moment on nothing is written, claimed or executed: what a kill does at once."""
         self._draining = True
+        self.events.outgoing.hold()
         for execution in list(self.executions.values()):
             execution.close()
         for task in [*self._tasks, *self._background]:
@@ -198,8 +200,8 @@ class Worker:
     async def on_reconnect(self) -> None:
         """NATS is back: streams and consumer may be gone, and events of ends may have got lost on their way."""
         self._consumer.reset()
-        since = (self.events.away_since or datetime.now(UTC)) - timedelta(seconds=LOST_IN_FLIGHT)
-        self.events.away_since = None
+        since = (self.events.outgoing.away_since or datetime.now(UTC)) - timedelta(seconds=LOST_IN_FLIGHT)
+        self.events.outgoing.away_since = None
         self._soon(self._patiently(functools.partial(self.pool.execute, _ENDS["doubt_ends"], self.process_id, since)))
 
     def _lost(self) -> None:
@@ -226,17 +228,17 @@ class Worker:
         run_id = message.data.decode("ascii", "replace")
         if not subjects.RUN_ID.fullmatch(run_id):
             log.warning("not a run id; dropped", action="work.garbage", subject=message.subject)
-            self._soon(self.ack(message))
+            self.ack(message)
             return
         self._claims.add(run_id, message)
 
-    async def ack(self, message: Msg) -> None:
+    def ack(self, message: Msg) -> None:
         """The claim of a message's run is decided."""
-        await self._consumer.ack(message)
+        self._consumer.ack(message)
 
-    async def pass_on(self, message: Msg) -> None:
+    def pass_on(self, message: Msg) -> None:
         """A message's run is for other replicas: they run its version, this process does not."""
-        await self._consumer.pass_on(message)
+        self._consumer.pass_on(message)
 
     def begin(
         self, run: ClaimedRun, history: list[JournalRow], config: AgentConfig, snapshots: Mapping[str, AgentConfig]

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from typing import Any, TypeAlias, TypeVar
+from typing import Any, Self, TypeAlias, TypeVar
 
 import asyncpg
 
@@ -66,6 +67,37 @@ async def create_pool(settings: Settings, role: str, *, size: int | None = None,
 
 async def _keep(_connection: Connection) -> None:
     """Nothing of ours changes a session, so its reset (a round trip a release) is left to those who let users in."""
+
+
+class Kept:
+    """One connection of a pool for one user, who keeps it between its uses: taking it from the pool and giving it back
+    each time costs two switches of tasks. A use that fails gives it back, `release` does so at the end.
+    """
+
+    def __init__(self, pool: Pool) -> None:
+        self._pool = pool
+        self._connection: PooledConnection | None = None
+
+    def acquire(self) -> Self:
+        """The connection, for one `async with`."""
+        return self
+
+    async def __aenter__(self) -> PooledConnection:
+        if self._connection is None or self._connection.is_closed():
+            await self.release()
+            self._connection = await self._pool.acquire()
+        return self._connection
+
+    async def __aexit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        if error is not None:
+            await self.release()
+
+    async def release(self) -> None:
+        """Give it back; the next use takes another one."""
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            with contextlib.suppress(OSError, asyncpg.PostgresError, asyncpg.InterfaceError):  # it is gone, or the pool
+                await self._pool.release(connection)
 
 
 def keeps_session(function: F) -> F:

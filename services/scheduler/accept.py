@@ -12,6 +12,8 @@ from uuid import uuid4
 import structlog
 from nats.aio.client import Client
 
+from perdure import subjects
+from perdure.bus.outgoing import Outgoing
 from perdure.bus.service import Request
 from perdure.engine import runs
 from perdure.engine.accepting import accept_keyed
@@ -24,7 +26,7 @@ from perdure.errors import ApiError, Conflict, InvalidRequest, TooLarge, Unavail
 from perdure.messages import Callback, RunStart, parse
 from perdure.settings import Settings
 from perdure.store.failures import CONNECTION_ERRORS
-from perdure.store.postgres import Pool
+from perdure.store.postgres import Kept, Pool
 from perdure.webhooks import check_url
 from services.scheduler.payloads import Payloads
 
@@ -51,7 +53,9 @@ class Acceptor:
     ) -> None:
         self._payloads = payloads
         self._pool = pool
+        self._kept = Kept(pool)
         self._nats = nats
+        self._outgoing = Outgoing(nats)
         self._settings = settings
         self._clock: Clock = clock or SystemClock()
         self._line: list[_Waiting] = []
@@ -129,17 +133,23 @@ class Acceptor:
 
     async def run(self) -> None:
         """Commit until cancelled."""
-        while True:
-            await self._wake.wait()
-            self._wake.clear()
-            while self._line:
-                batch, self._line = self._cut(self._line)
-                try:
-                    await self._commit(batch)
-                except CONNECTION_ERRORS as error:
-                    await self._put_back(batch, error)
-                except Exception as error:  # noqa: BLE001 -- told to each caller, or to the guilty one alone
-                    await self._split(batch, error)
+        try:
+            while True:
+                await self._wake.wait()
+                self._wake.clear()
+                while self._line:
+                    batch, self._line = self._cut(self._line)
+                    await self._try(batch)
+        finally:
+            await self._kept.release()
+
+    async def _try(self, batch: list[_Waiting]) -> None:
+        try:
+            await self._commit(batch)
+        except CONNECTION_ERRORS as error:
+            await self._put_back(batch, error)
+        except Exception as error:  # noqa: BLE001 -- told to each caller, or to the guilty one alone
+            await self._split(batch, error)
 
     @staticmethod
     def _cut(line: list[_Waiting]) -> tuple[list[_Waiting], list[_Waiting]]:
@@ -155,14 +165,15 @@ class Acceptor:
 
     async def _commit(self, batch: Sequence[_Waiting]) -> None:
         reach("accept.before")
-        statuses = await runs.accept(self._pool, [waiting.start for waiting in batch])
+        statuses = await runs.accept(self._kept, [waiting.start for waiting in batch])
         reach("accept.after")
         for waiting in batch:
             status = statuses.get(waiting.start.run_id, "conflict")
             if status in ("accepted", "pending"):
-                runs.wake(self._nats, waiting.start.run_id, waiting.start.agent_name)
+                self._outgoing.put(subjects.work(waiting.start.agent_name), waiting.start.run_id.encode())
             if not waiting.answer.done():
                 waiting.answer.set_result(status)
+        self._outgoing.flush()
 
     async def _put_back(self, batch: list[_Waiting], error: BaseException) -> None:
         """Postgres is away: try again for a while; accepting twice is harmless, losing would not be."""

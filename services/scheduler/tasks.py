@@ -78,7 +78,7 @@ class TaskIntake:
                 log.warning("task message refused", action="task.refused", subject=message.subject, error=str(error))
             await message.term()
             return
-        await self._consumer.ack(message)
+        self._consumer.ack(message)
 
 
 def run_id_of(agent: str, message: Msg) -> str:

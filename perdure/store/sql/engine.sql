@@ -86,11 +86,12 @@ WHERE r.run_id = ANY($1::text[]) AND r.status = 'pending'
 
 -- name: history
 -- Read in a statement after the claim's: nothing can be added to these rows but by the new epoch. OFFSET 0 keeps it one
--- look into the index a run, whatever the statistics say of the size of a journal.
-SELECT wanted.run_id, j.*
+-- look into the index a run, whatever the statistics say of the size of a journal. The columns up to `finished_at` are the
+-- fields of `JournalRow`, in their order.
+SELECT j.*, wanted.run_id
 FROM unnest($1::text[], $2::bigint[]) AS wanted (run_id, base_seq) CROSS JOIN LATERAL (
-  SELECT seq, path, kind, name, hash, outcome, result, error, attempt, due_at, signal_seq, epoch, config_revision,
-         started_at, finished_at
+  SELECT seq, path, kind, name, hash, outcome, result, error, attempt, due_at, signal_seq, config_revision,
+         started_at, finished_at, epoch
   FROM journal WHERE journal.run_id = wanted.run_id AND seq > wanted.base_seq
   ORDER BY seq OFFSET 0
 ) AS j
@@ -108,22 +109,26 @@ ON CONFLICT (agent_name, hash) DO NOTHING
 -- still the writer's, one after the other as they are given (sorted), and nothing is written for the others. A row names
 -- its fence by its place in the list, from 1: one process may hold the rows of two lives of a run. A repeat after a lost
 -- answer finds its own rows.
--- Times are seconds since 1970. The columns from `kind` on may be left empty: then every row is a step that went well
--- at its first attempt, which is what most are, and the shorter list is padded with NULL.
+-- A column travels as one text, its values in lines: that is what the writer can put together quickest. An empty line of
+-- results is NULL. Times are microseconds since 1970. The columns from `kind` on may be left empty: then every row is a
+-- step that went well at its first attempt, which is what most are, and the shorter list is padded with NULL.
 WITH held AS (
   SELECT r.run_id, r.epoch, fence.place
-  FROM unnest($1::text[], $2::bigint[]) WITH ORDINALITY AS fence (run_id, epoch, place) CROSS JOIN LATERAL (
+  FROM unnest(string_to_array($1, E'\n'), $2::text::bigint[]) WITH ORDINALITY AS fence (run_id, epoch, place)
+  CROSS JOIN LATERAL (
     SELECT run_id, epoch FROM runs
     WHERE run_id = fence.run_id AND epoch = fence.epoch AND status IS NOT DISTINCT FROM 'running' FOR NO KEY UPDATE
   ) AS r
 ), written AS (
   INSERT INTO journal (run_id, seq, path, kind, name, hash, outcome, result, error, attempt, due_at, signal_seq,
                        config_revision, started_at, finished_at, epoch)
-  SELECT held.run_id, seq, path, COALESCE(kind, 'step'), name, hash, COALESCE(outcome, 'ok'), result::json, error::json,
-         COALESCE(attempt, 1), due_at, signal_seq, config_revision, to_timestamp(started), to_timestamp(finished),
-         held.epoch
-  FROM unnest($3::integer[], $4::bigint[], $5::text[], $6::text[], $7::text[], $8::text[], $9::bigint[], $10::float8[],
-              $11::float8[], $12::text[], $13::text[], $14::text[], $15::integer[], $16::timestamptz[], $17::bigint[])
+  SELECT held.run_id, seq, path, COALESCE(kind, 'step'), name, COALESCE(hash, ''), COALESCE(outcome, 'ok'),
+         result::json, error::json, COALESCE(attempt, 1), due_at, signal_seq, config_revision,
+         to_timestamp(started::float8 / 1000000), to_timestamp(finished::float8 / 1000000), held.epoch
+  FROM unnest($3::text::integer[], $4::text::bigint[], string_to_array($5, E'\n'), string_to_array($6, E'\n'),
+              string_to_array($7, E'\n'), string_to_array($8, E'\n', ''), $9::text::bigint[], $10::text::bigint[],
+              $11::text::bigint[], $12::text[], $13::text[], $14::text[], $15::integer[], $16::timestamptz[],
+              $17::bigint[])
     AS input (place, seq, path, name, hash, result, config_revision, started, finished,
               kind, outcome, error, attempt, due_at, signal_seq)
   JOIN held ON held.place = input.place

@@ -13,7 +13,8 @@ from perdure.store.queries import load_queries
 ENGINE, RUNS = load_queries("engine.sql"), load_queries("runs.sql")
 IDS = sorted(f"{n:032x}" for n in range(10, 30))
 ONES, NONE = [1] * len(IDS), [None] * len(IDS)
-STEPS = [["1"] * 20, ["s"] * 20, ["h"] * 20, ["0"] * 20]
+LINES, NUMBERS, PLACES = "\n".join(IDS), f"{{{'1,' * 19}1}}", f"{{{','.join(map(str, range(1, 21)))}}}"
+STEPS = ["\n".join([text] * 20) for text in ("1", "s", "h", "0")]
 KEYS = {
     "runs_pkey",
     "journal_pkey",
@@ -30,7 +31,7 @@ STATEMENTS = {
     "history": (ENGINE["history"], (IDS, [0] * 20)),
     "flush": (
         ENGINE["flush"],
-        (IDS, ONES, list(range(1, 21)), ONES, *STEPS, ONES, [0.0] * 20, [0.0] * 20, [], [], [], [], [], []),
+        (LINES, NUMBERS, PLACES, NUMBERS, *STEPS, *[NUMBERS] * 3, *[[]] * 6),
     ),
     "move": (ENGINE["move"], (IDS, ONES, ["completed"] * 20, ["1"] * 20, *(NONE,) * 4, ONES, NONE, NONE)),
     "moved_before": (ENGINE["moved_before"], (IDS, ONES, ["completed"] * 20)),
