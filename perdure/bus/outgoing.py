@@ -71,6 +71,7 @@ class Outgoing:
         nats = self._nats
         if not nats.is_connected or nats.pending_data_size > PENDING_SIZE:
             self._lose(len(commands))
+            self.away_since = self.away_since or datetime.now(UTC)  # also when it is there and takes nothing
             return
         _drive(nats._send_command(b"".join(commands)))  # noqa: SLF001 -- see `put`
         _drive(nats._flush_pending())  # noqa: SLF001 -- the same

@@ -101,7 +101,7 @@ class PullConsumer:
     async def stop(self) -> None:
         """Take no more; what was delivered and not taken is delivered again elsewhere."""
         self._closed = True
-        self._outgoing.flush()
+        self.flush()
         self._again.set()
         subscription, self._subscription = self._subscription, None
         if subscription is not None and self._nats.is_connected:
@@ -126,6 +126,10 @@ class PullConsumer:
         """`message` is for somebody else who takes from this consumer: deliver it again in 50 ms. Waits for nothing."""
         if message.reply:
             self._outgoing.put(message.reply, PASS_ON)
+
+    def flush(self) -> None:
+        """Send what was acknowledged and passed on, now."""
+        self._outgoing.flush()
 
     async def _ensure(self) -> None:
         js = self._nats.jetstream()

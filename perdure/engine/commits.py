@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Final
 
-import orjson
-
 from perdure.engine.accepting import insert_starts
 from perdure.engine.entries import Entry, Place
 from perdure.engine.points import reach
@@ -101,9 +99,7 @@ def _numbers(numbers: Sequence[int | None]) -> str:
 
 def _one_line(text: str | None) -> str:
     """JSON in one line, as what this process encodes is; "" is none. Others may have sent it as they like."""
-    if text is None:
-        return ""
-    return text if "\n" not in text else orjson.dumps(orjson.loads(text)).decode()
+    return "" if text is None else text.replace("\n", " ")  # only between values: no text of JSON has a line break
 
 
 _NOTHING_MORE: Final[tuple[list[Any], ...]] = ([],) * 6

@@ -148,6 +148,7 @@ class Worker:
         self._draining = True  # from here on no step begins
         await self._consumer.stop()
         await self._claims.stop()
+        self._consumer.flush()  # what the last claims acknowledged
         deadline = self.loop.time() + self.settings.drain_timeout * 0.6
         while (self.steps_running or not self.journal.idle) and self.loop.time() < deadline:
             await asyncio.sleep(0.02)

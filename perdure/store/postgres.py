@@ -71,25 +71,27 @@ async def _keep(_connection: Connection) -> None:
 
 class Kept:
     """One connection of a pool for one user, who keeps it between its uses: taking it from the pool and giving it back
-    each time costs two switches of tasks. A use that fails gives it back, `release` does so at the end.
+    each time costs two switches of tasks. A use that fails gives it back, `release` does so at the end. A pool of fewer
+    than four has none to spare: there each use gives it back.
     """
 
     def __init__(self, pool: Pool) -> None:
         self._pool = pool
         self._connection: PooledConnection | None = None
+        self._keeps = pool.get_max_size() > 3
 
     def acquire(self) -> Self:
         """The connection, for one `async with`."""
         return self
 
     async def __aenter__(self) -> PooledConnection:
-        if self._connection is None or self._connection.is_closed():
+        if self._connection is None or _lost(self._connection):
             await self.release()
             self._connection = await self._pool.acquire()
         return self._connection
 
     async def __aexit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        if error is not None:
+        if error is not None or not self._keeps:
             await self.release()
 
     async def release(self) -> None:
@@ -98,6 +100,13 @@ class Kept:
         if connection is not None:
             with contextlib.suppress(OSError, asyncpg.PostgresError, asyncpg.InterfaceError):  # it is gone, or the pool
                 await self._pool.release(connection)
+
+
+def _lost(connection: PooledConnection) -> bool:
+    try:
+        return connection.is_closed()
+    except asyncpg.InterfaceError:
+        return True  # the pool took it back in the moment when it was lost
 
 
 def keeps_session(function: F) -> F:
