@@ -209,9 +209,12 @@ async def test_past_its_lease_a_process_begins_no_step(settings, nc, monkeypatch
         async def first_is_recorded() -> bool:
             return len((await platform.run(run_id))["steps"]) == 1
 
+        def second_must_not_begin() -> bool:
+            execution = process.worker.executions[run_id]  # another one, when every run is replayed at every await
+            return execution.busy == 1 and not process.worker.may_start(execution)
+
         await eventually(first_is_recorded)
-        execution = process.worker.executions[run_id]
-        await eventually(lambda: execution.busy == 1 and not process.worker.may_start(execution))
+        await eventually(second_must_not_begin)
         assert Working.ran["s1"] == 0
         liveness._tell_lost = tell
         liveness._extend = extend

@@ -26,7 +26,7 @@ class Sleeper(BaseAgent):
 async def test_a_timer_that_is_due_before_the_schedulers_next_look_is_told(settings, nc, monkeypatch):
     monkeypatch.setattr("services.scheduler.sweeper.TIMER_SOON", 3600.0)  # it looks when it is told, or never
     async with in_process(settings, nc, Sleeper) as platform:
-        run_id = await platform.start_run("sleeper", {"seconds": 0.55})  # past the time that a run lingers in memory
+        run_id = await platform.start_run("sleeper", {"seconds": 0.45})  # past the time that a run lingers in memory
         assert (await until(platform, run_id, "completed"))["output"] == 1.0
 
 
