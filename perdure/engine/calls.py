@@ -12,7 +12,6 @@ from collections.abc import Generator
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
 
-from perdure.engine.branch import current
 from perdure.engine.points import reach
 from perdure.engine.rows import JournalRow, Snapshot, Start
 from perdure.errors import WorkflowMisuse
@@ -69,9 +68,8 @@ class Call(Generic[T]):
         self._error: BaseException | None = None
 
     def __await__(self) -> Generator[Any, None, T]:
-        execution, branch = self.execution, self.branch
-        mine = current.get() is branch and not branch.in_step and not execution.closed
-        if not (mine and asyncio.current_task() is branch.task) and execution.branch() is not branch:
+        execution = self.execution
+        if execution.branch() is not self.branch:
             raise WorkflowMisuse(f"{self.kind} {self.name!r} was made in one branch and awaited in another")
         if self.awaited:
             raise WorkflowMisuse(f"{self.kind} {self.name!r} is awaited twice; keep its result instead")
@@ -80,7 +78,7 @@ class Call(Generic[T]):
             execution.active += 1  # it began eagerly and is through: nobody counted this branch out
         if not self.begun:
             self.begin()
-        execution.blocked(branch, self)
+        execution.blocked(self.branch, self)
         try:
             if self.inlined and not self.done:
                 yield from self.inline()

@@ -56,14 +56,6 @@ def encode(value: Any, *, what: str) -> str:
     return text
 
 
-def short_text(value: Any) -> str | None:
-    """The JSON of a small value that travels whatever happens, without a look at what it is; None for any other."""
-    kind = type(value)
-    if value is None or kind is bool or (kind is int and -(2**63) <= value < 2**63):
-        return orjson.dumps(value).decode()
-    return None
-
-
 def decode(text: str | bytes | None) -> Any:
     """The JSON value of `text`; `None` for no text."""
     return None if text is None else orjson.loads(text)

@@ -19,18 +19,11 @@ log = structlog.get_logger(__name__)
 
 KEEP_FOR = 24 * 3600  # seconds
 PAUSE = 0.25
-AT_ONCE = 500  # keys that one command sets
-_SET = "for i, key in ipairs(KEYS) do redis.call('SET', key, ARGV[i + 1], 'EX', ARGV[1]) end"
 
 
 def key_of(run_id: str) -> str:
     """The Redis key of a run's state: JSON with `status`, `agent`, `seq` (of its journal) and `time`."""
     return f"perdure:run:{run_id}"
-
-
-def _said(run_id: str, state: tuple[str, str, int, float]) -> bytes:
-    agent, status, seq, at = state
-    return orjson.dumps({"run_id": run_id, "agent": agent, "status": status, "seq": seq, "time": at})
 
 
 class HotState:
@@ -39,7 +32,7 @@ class HotState:
     def __init__(self, redis: Redis) -> None:
         self._redis = redis
         self._prefix = in_namespace(redis, "")
-        self._changed: dict[str, tuple[str, str, int, float]] = {}
+        self._changed: dict[str, bytes] = {}
         self._wake = asyncio.Event()
         self._failing = False
 
@@ -47,7 +40,8 @@ class HotState:
         """A run has a new state."""
         if self._failing and len(self._changed) > 50_000:
             return  # Redis is away: the newest states come when they change again
-        self._changed[run_id] = agent, status, seq, time.time()
+        said = {"run_id": run_id, "agent": agent, "status": status, "seq": seq, "time": time.time()}
+        self._changed[self._prefix + key_of(run_id)] = orjson.dumps(said)
         self._wake.set()
 
     async def run(self) -> None:
@@ -57,10 +51,10 @@ class HotState:
             self._wake.clear()
             changed, self._changed = self._changed, {}
             try:
-                said = list(changed.items())
-                for part in (said[at : at + AT_ONCE] for at in range(0, len(said), AT_ONCE)):
-                    keys = [self._prefix + key_of(run_id) for run_id, _ in part]
-                    await self._redis.eval(_SET, len(keys), *keys, KEEP_FOR, *[_said(*each) for each in part])
+                async with self._redis.pipeline(transaction=False) as pipe:
+                    for key, value in changed.items():
+                        pipe.set(key, value, ex=KEEP_FOR)
+                    await pipe.execute()
             except (RedisError, OSError, TimeoutError) as error:
                 if not self._failing:
                     log.warning("run states not cached", action="hot_state.failed", error=type(error).__name__)

@@ -13,7 +13,7 @@ import structlog
 
 from perdure.engine.branch import current
 from perdure.engine.calls import Call
-from perdure.engine.codec import decode, encode, short_text
+from perdure.engine.codec import decode, encode
 from perdure.engine.commits import write_rows
 from perdure.engine.definition import StepFunction, StepInjected, step_function
 from perdure.engine.entries import Entry
@@ -71,11 +71,9 @@ class StepCall(Call[Any]):
 
     kind = "step"
     can_inline: ClassVar[bool] = True
-    runs_alone: ClassVar[bool] = True  # nothing of the engine goes on around the function
     __slots__ = (
         "_args",
         "_attempt",
-        "_direct",
         "_first_try",
         "_function",
         "_kwargs",
@@ -104,7 +102,6 @@ class StepCall(Call[Any]):
         self._kwargs = kwargs
         self._retry = retry or _DEFAULT_RETRY
         self._timeout = timeout
-        self._direct = timeout is None and self._spec.is_async and self.runs_alone
         self._attempt = 1
         self._not_before: datetime | None = None
         self._first_try: datetime | None = None  # when the first try began, once one has failed
@@ -158,10 +155,7 @@ class StepCall(Call[Any]):
         host.events.step_began(self, attempt, started)
         host.steps_running += 1
         try:
-            if self._direct:  # what most steps are: no coroutine in between
-                value = await self._function(*self._args, **kwargs)
-            else:
-                value = await self._run(kwargs)
+            value = await self._run(kwargs)
         except asyncio.CancelledError as error:
             task = asyncio.current_task()
             if execution.closed or self.abandoned or (task is not None and task.cancelling()):
@@ -182,6 +176,8 @@ class StepCall(Call[Any]):
 
     async def _run(self, kwargs: dict[str, Any]) -> Any:
         if self._spec.is_async:
+            if self._timeout is None:
+                return await self._function(*self._args, **kwargs)
             async with asyncio.timeout(self._timeout):
                 return await self._function(*self._args, **kwargs)
         async with asyncio.timeout(self._timeout):
@@ -191,14 +187,13 @@ class StepCall(Call[Any]):
 
     def _text(self, value: Any) -> str:
         """The result as it travels. Raises `Untravelable`, which names what does not."""
-        if self._spec.result.plain and (text := short_text(value)) is not None:
-            return text
         what = f"the result of {self.kind} {self.name!r}"
         try:
             text = self._spec.result.encode(value, what=what)
             if (refused := too_large(what, text, self.execution.host.settings.max_payload)) is not None:
                 raise refused
-            self._spec.result.decode(text, what=what)
+            if not self._spec.result.plain:
+                self._spec.result.decode(text, what=what)
         except TypeError as error:
             raise Untravelable(str(error)) from error
         return text
@@ -246,9 +241,6 @@ class StepCall(Call[Any]):
             if not self.execution.replaying:
                 self.go_live()
         elif row.outcome == "ok":
-            if self._spec.result.plain:
-                self.resolve(decode(row.result))
-                return
             try:
                 value = self._spec.result.decode(row.result, what=f"the journaled result of step {self.name!r}")
             except TypeError as error:
@@ -285,7 +277,6 @@ class TransactionCall(StepCall):
     """A step whose own SQL commits together with its journal row: user SQL first, fence and row last."""
 
     kind = "transaction"
-    runs_alone = False
     __slots__ = ()
 
     async def _run(self, kwargs: dict[str, Any]) -> Any:

@@ -23,7 +23,7 @@ _SQL = load_queries("engine.sql")
 log = structlog.get_logger(__name__)
 
 BATCH = 1000
-TIMER_PAUSE = 0.02  # seconds between looks for due timers, at least
+TIMER_PAUSE = 0.01  # seconds between looks for due timers, at least
 
 
 class Sweeper:
