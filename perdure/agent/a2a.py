@@ -125,10 +125,7 @@ class A2aAgent:
                 lambda: httpx.AsyncClient(headers=headers, timeout=limits, follow_redirects=False)
             )
         try:
-            answer = await self._http.get(f"{self._url}{CARD}", timeout=30.0)
-            if answer.status_code != 200 or len(answer.content) > LARGEST:
-                raise RetryableError(f"agent {self.name!r} gives no card: it answered {answer.status_code}")
-            card = resolver.parse_agent_card(orjson.loads(answer.content))
+            card = resolver.parse_agent_card(orjson.loads(await self._card()))
         except httpx.HTTPError as error:
             raise RetryableError(f"agent {self.name!r} cannot be reached ({type(error).__name__})") from error
         except (ValueError, resolver.ParseError) as error:
@@ -148,6 +145,18 @@ class A2aAgent:
         self._tool = self._made(f"Ask the agent {self.name}. {card.description}".strip())
         log.info("A2A agent found", action="a2a.found", agent=self.name, url=self._url)
         return client
+
+    async def _card(self) -> bytes:
+        """What stands at the card's address; no more of it is read than a card may have."""
+        found = bytearray()
+        async with self._http.stream("GET", f"{self._url}{CARD}", timeout=30.0) as answer:
+            if answer.status_code != 200:
+                raise RetryableError(f"agent {self.name!r} gives no card: it answered {answer.status_code}")
+            async for piece in answer.aiter_bytes():
+                found += piece
+                if len(found) > LARGEST:
+                    raise PermanentError(f"agent {self.name!r} gives a card of more than {LARGEST} bytes")
+        return bytes(found)
 
     async def _call(self, arguments: dict[str, Any], step: StepContext) -> dict[str, Any]:
         client = await self._connected()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -15,8 +16,11 @@ from a2a.server.routes import create_agent_card_routes, create_jsonrpc_routes
 from a2a.server.tasks import InMemoryTaskStore, TaskUpdater
 from a2a.types import AgentCapabilities, AgentCard, AgentInterface, Part, Task, TaskState, TaskStatus
 from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import StreamingResponse
+from starlette.routing import Route
 
-from perdure.agent.a2a import A2aAgent
+from perdure.agent.a2a import CARD, A2aAgent
 from perdure.agent.base import BaseAgent
 from perdure.agent.durable import DurableAgent
 from perdure.edge import keys
@@ -149,6 +153,21 @@ async def somewhere(elsewhere: str | None = None, **capabilities: bool):
         await server.stop()
 
 
+@asynccontextmanager
+async def endless():
+    """A server whose card has no end."""
+
+    async def card(_: Request) -> StreamingResponse:
+        return StreamingResponse(itertools.repeat(b" " * 100_000), media_type="application/json")
+
+    server = HttpServer(Starlette(routes=[Route(CARD, card)]), "127.0.0.1", 0, drain=1)
+    await server.start()
+    try:
+        yield server.url
+    finally:
+        await server.stop()
+
+
 @pytest.mark.parametrize("streaming", [True, False])
 async def test_an_agent_of_the_official_library_is_a_tool(settings, nc, streaming):
     async with somewhere(streaming=streaming) as url:
@@ -168,14 +187,19 @@ async def test_an_agent_of_the_official_library_is_a_tool(settings, nc, streamin
 
 
 async def test_an_agent_that_is_away_or_lies_costs_its_own_calls_alone(settings, nc):
-    async with somewhere("http://evil.example/take-my-headers", streaming=True) as url, relay() as nobody:
+    async with (
+        somewhere("http://evil.example/take-my-headers", streaming=True) as url,
+        endless() as long,
+        relay() as nobody,
+    ):
         nobody.ports = [1]
-        sources = [A2aAgent("liar", url), A2aAgent("gone", nobody.url, start_timeout=0.5)]
-        model = ScriptedModel([Call("liar", {"message": "x"}), Call("gone", {"message": "x"})], seen)
+        sources = [A2aAgent("liar", url), A2aAgent("gone", nobody.url, start_timeout=0.5), A2aAgent("endless", long)]
+        model = ScriptedModel([Call(each.name, {"message": "x"}) for each in sources], seen)
         async with in_process(settings, nc, DurableAgent("bob", model=model, tools=sources)) as platform:
             said = (await output(platform, "bob", "go", timeout=60)).split(" | ")
     assert "names no address at" in said[0]
     assert "cannot be reached" in said[1]
+    assert "a card of more than 1000000 bytes" in said[2]
 
 
 def test_what_is_no_name_or_no_address_is_refused():
