@@ -7,6 +7,7 @@ from __future__ import annotations
 import asyncio
 from collections import OrderedDict
 from collections.abc import AsyncGenerator, Mapping
+from contextlib import aclosing
 from typing import Any, Final
 
 from nats import errors as nats_errors
@@ -39,17 +40,13 @@ async def follow(
 ) -> AsyncGenerator[RunEvent]:
     """See `RunHandle.events`."""
     nats = await connection.nats()
-    vault = await connection.vault()
-    # Subscribed before the stream is read, so that nothing falls in between.
-    live = await connection.live.watch(nats, run_id, vault)
-    watch = _Watch(connection, nats, run_id, vault, after, index)
+    watch = _Watch(connection, nats, run_id, await connection.vault(), after, index)
     try:
-        async for event in watch.events(live, known):
-            yield event
+        async with aclosing(watch.events(known)) as events:
+            async for event in events:
+                yield event
     except nats_errors.Error as error:
         raise Unavailable(f"the connection was closed while run {run_id} was watched") from error
-    finally:
-        await connection.live.leave(nats, run_id, live)
 
 
 class _Watch:
@@ -75,15 +72,37 @@ class _Watch:
         self._after_index = index
         self._reconnects = nats.stats["reconnects"]
         self._ended = False
+        self._end_seq: int | None = None  # of the end that it had when this watch began
+        self._silence = SILENCE
         self._replaying = True
         self._over = False
 
-    async def events(self, live: Reader, known: Mapping[str, Any] | None) -> AsyncGenerator[RunEvent]:
+    async def events(self, known: Mapping[str, Any] | None) -> AsyncGenerator[RunEvent]:
         """Every event once, until the terminal one."""
         run = known if known is not None else await self._connection.look(self._run_id)
         self._ended = run is not None and run["status"] in TERMINAL
         if run is not None and self._is_over(run):
             return
+        if run is not None and self._ended:
+            self._end_seq = run.get("end_seq")
+            async for event in self._replay():  # what it comes to needs no subscription
+                yield event
+            if self._over:
+                return
+        # Subscribed before the stream is read, so that nothing falls in between.
+        live = await self._connection.live.watch(self._nats, self._run_id, self._vault)
+        try:
+            async for event in self._replay():
+                yield event
+            self._replaying = False
+            while not self._over:
+                async for event in self._next(live):
+                    yield event
+        finally:
+            await self._connection.live.leave(self._nats, self._run_id, live)
+
+    async def _replay(self) -> AsyncGenerator[RunEvent]:
+        """What the stream has stored and was not read yet."""
         end: RunEvent | None = None
         late: list[RunEvent] = []  # passing events that were stored after an end: dropped if it was the last
         async for event in self._whole(self._stored()):
@@ -94,27 +113,26 @@ class _Watch:
             for each in (*late, event):
                 yield each
             late.clear()
-        self._replaying = False
-        if end is not None and await self._is_last(end):
-            return
-        for each in late:
-            yield each
-        silence = SILENCE
-        while True:
-            try:
-                event = await live.next(LAST_WORDS if self._ended else silence)
-            except TimeoutError:
-                source = self._after_silence()
-                silence = max(SILENCE, min(silence * 2, LONGEST_SILENCE))
-            else:
-                source = self._arrived(event)
-                silence = SILENCE
-            async for event in self._whole(source):
-                silence = SILENCE
-                yield event
-                if await self._is_last(event):
-                    return
-            if self._over:
+        self._over = end is not None and await self._is_last(end)
+        if not self._over:
+            for each in late:
+                yield each
+
+    async def _next(self, live: Reader) -> AsyncGenerator[RunEvent]:
+        """What comes next, or what there is to be found after a silence."""
+        try:
+            event = await live.next(LAST_WORDS if self._ended else self._silence)
+        except TimeoutError:
+            source = self._after_silence()
+            self._silence = max(SILENCE, min(self._silence * 2, LONGEST_SILENCE))
+        else:
+            source = self._arrived(event)
+            self._silence = SILENCE
+        async for event in self._whole(source):
+            self._silence = SILENCE
+            yield event
+            if await self._is_last(event):
+                self._over = True
                 return
 
     async def _stored(self) -> AsyncGenerator[RunEvent]:
@@ -122,6 +140,8 @@ class _Watch:
             for data in batch:
                 for event in parsed(data):
                     yield self._opened(event)
+            if not self._stream.more:
+                return
 
     async def _arrived(self, event: RunEvent) -> AsyncGenerator[RunEvent]:
         reconnects = self._nats.stats["reconnects"]
@@ -209,6 +229,8 @@ class _Watch:
         """Whether `event` is the run's end, and not one that the run was brought back from (`run.resume`)."""
         if event["type"] not in TERMINAL_EVENTS:
             return False
+        if event["seq"] == self._end_seq:
+            return True
         run = await self._connection.look(self._run_id)
         return run is None or f"run.{run['status']}" == event["type"]
 

@@ -76,6 +76,10 @@ class Reader:
         self._waiting: asyncio.Future[None] | None = None
         self._ended = False
 
+    def __len__(self) -> int:
+        """How many wait."""
+        return len(self._ready)
+
     def put(self, size: int, event: RunEvent) -> None:
         """One more; it is left out when too many wait."""
         if len(self._ready) < PENDING and self._bytes < PENDING_BYTES:

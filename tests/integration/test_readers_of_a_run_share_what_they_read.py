@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
+from contextlib import aclosing
 from typing import Any
 
 import pytest
 
 from perdure import Client
 from perdure.agent.base import BaseAgent
+from perdure.client import events as events_module
 from perdure.client import live
 from perdure.client.connection import Connection
 from perdure.engine import Context, workflow
@@ -29,6 +31,8 @@ class Talker(BaseAgent):
         await ctx.wait_signal("go")
         for number in range(task):
             await ctx.emit({"said": number}, type="note")
+        await ctx.wait_signal("more")
+        await ctx.emit({"said": task}, type="note")
 
 
 def notes(events: list[Any]) -> list[int]:
@@ -60,23 +64,37 @@ async def test_one_subscription_is_for_all_who_watch_a_run_and_ends_with_the_las
             early.cancel()
         await asyncio.gather(*watching[: READERS // 2], return_exceptions=True)
         await run.signal("go")
+        await run.signal("more")
         await asyncio.gather(*watching[READERS // 2 :])
-        assert {tuple(notes(each)) for each in seen[READERS // 2 :]} == {(-1, 0, 1, 2, 3, 4)}
+        assert {tuple(notes(each)) for each in seen[READERS // 2 :]} == {(-1, 0, 1, 2, 3, 4, 5)}
         assert made[subject] == 1
         assert [each for each in nc._subs.values() if each.subject == subject] == []
 
 
 async def test_a_reader_that_takes_its_time_is_told_what_did_not_wait_for_it(settings, nc, monkeypatch):
     monkeypatch.setattr(live, "PENDING", 3)
+    monkeypatch.setattr(events_module, "SILENCE", 20.0)  # what comes next says that something is missing
     async with in_process(settings, nc, Talker) as platform:
-        run = Client.over(nc, settings).run(await platform.start_run("talker", 40))
+        client = Client.over(nc, settings)
+        run = client.run(await platform.start_run("talker", 40))
+
+        async def waits_again() -> bool:
+            return len((await platform.run(run.run_id))["steps"]) > 40
+
         seen: list[Any] = []
-        async for event in run.events():
-            seen.append(event)
-            if event["type"] == "note" and event["data"]["said"] == -1:
-                await run.signal("go")
-                await run.result(timeout=20)
-        assert notes(seen) == list(range(-1, 40))
+        paused = 0
+        async with aclosing(run.events()) as events:
+            async for event in events:
+                seen.append(event)
+                if paused == 0 and notes(seen) == [-1] and event["type"] == "run.waiting":
+                    await run.signal("go")
+                    await eventually(waits_again)
+                    (feed,) = client._connection.live._feeds.values()
+                    assert [len(reader) for reader in feed.readers] == [3]
+                    paused = len(seen)
+                elif paused and len(seen) == paused + 3:
+                    await run.signal("more")
+        assert notes(seen) == list(range(-1, 41))
         assert seen[-1]["type"] == "run.completed"
 
 
