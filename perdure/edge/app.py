@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from typing import Any, Final
 
-from fastapi import APIRouter, FastAPI
+from fastapi import FastAPI, Request, Response
 from fastapi.openapi.utils import get_openapi
 from starlette.middleware.cors import CORSMiddleware
+from starlette.responses import HTMLResponse
 from starlette.routing import Route
 
 from perdure.edge import (
     a2a_door,
+    docs_page,
     openai_chat,
     openai_responses,
     problems,
@@ -21,13 +23,13 @@ from perdure.edge import (
     routes_operation,
     routes_runs,
     routes_schedules,
+    routes_starts,
     routes_steering,
 )
 from perdure.edge.door import Door
 from perdure.edge.gate import origins
 from perdure.edge.guard import PUBLIC, Guard
 from perdure.edge.mcp_door import McpDoor
-from perdure.edge.replies import ERRORS
 
 DESCRIPTION = """\
 Start, follow and steer runs, talk with agents, change their configuration. Lists take `limit` and `cursor` and return
@@ -47,23 +49,24 @@ def create_app(door: Door, *, version: str = "0") -> FastAPI:
         title="Perdure" if door.only is None else f"Perdure: {door.only}",
         version=version,
         description=DESCRIPTION,
-        responses=ERRORS,
+        docs_url=None,
         redoc_url=None,
     )
     app.state.door = door
     problems.install(app)
-    keyed = APIRouter()
+    # Routes stand in one list: a router inside another one is looked through anew for each request.
+    routes = app.router.routes
     if door.only is not None:
-        keyed.include_router(routes_runs.single(door.only))
+        routes.extend(routes_starts.single.routes)
     native = (
-        *(routes_runs, routes_steering, routes_events, routes_agui, routes_chat),
+        *(routes_starts, routes_runs, routes_steering, routes_events, routes_agui, routes_chat),
         *(routes_schedules, routes_config, routes_operation),
     )
     for each in (*native, openai_chat, openai_responses):
-        keyed.include_router(each.router)
-    app.include_router(keyed)
-    app.router.routes.append(Route("/mcp", McpDoor(door, version), methods=["GET", "POST", "DELETE"], name="mcp"))
-    app.router.routes.extend(a2a_door.routes(door, version=version))
+        routes.extend(each.router.routes)
+    routes.append(Route("/docs", _docs, methods=["GET"], name="docs"))
+    routes.append(Route("/mcp", McpDoor(door, version), methods=["GET", "POST", "DELETE"], name="mcp"))
+    routes.extend(a2a_door.routes(door, version=version))
     app.add_middleware(Guard, door=door)
     if allowed := origins(door.settings):
         app.add_middleware(
@@ -75,6 +78,10 @@ def create_app(door: Door, *, version: str = "0") -> FastAPI:
         )
     app.openapi = lambda: _document(app)  # type: ignore[method-assign]  # the way FastAPI documents
     return app
+
+
+async def _docs(request: Request) -> Response:
+    return HTMLResponse(docs_page.page(request.app.openapi()), headers=docs_page.HEADERS)
 
 
 def _document(app: FastAPI) -> dict[str, Any]:

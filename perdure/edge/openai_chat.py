@@ -15,13 +15,13 @@ from perdure.edge.callers import Caller
 from perdure.edge.door import Door, door_of
 from perdure.edge.openai_common import Spoken, agent_of, finished, output_text, read_messages, start, tokens
 from perdure.edge.problems import openai_error
-from perdure.edge.replies import IdempotencyKey, reply
+from perdure.edge.replies import ERRORS, IdempotencyKey, reply
 from perdure.edge.roles import Operator, Viewer
 from perdure.errors import InvalidRequest, RunFailed, Unavailable
 from perdure.messages import Message
 from perdure.subjects import RUN_ID
 
-router = APIRouter(prefix="/v1", tags=["openai"])
+router = APIRouter(prefix="/v1", tags=["openai"], responses=ERRORS)
 
 STEPS: Final = frozenset({"step.completed", "step.failed", "tool.started", "tool.completed", "approval.requested"})
 

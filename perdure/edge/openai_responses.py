@@ -16,12 +16,12 @@ from perdure.edge.callers import Caller
 from perdure.edge.door import Door, door_of
 from perdure.edge.openai_chat import session_in
 from perdure.edge.openai_common import PATIENCE, Spoken, agent_of, output_text, read_messages, start, tokens
-from perdure.edge.replies import IdempotencyKey, reply
+from perdure.edge.replies import ERRORS, IdempotencyKey, reply
 from perdure.edge.roles import Operator, Viewer
 from perdure.errors import InvalidRequest, NotFound
 from perdure.messages import Message
 
-router = APIRouter(prefix="/v1/responses", tags=["openai"])
+router = APIRouter(prefix="/v1/responses", tags=["openai"], responses=ERRORS)
 
 MARK: Final = "resp_"
 _PLACES: Final = 8  # events of a response that one event of its run may become

@@ -15,12 +15,12 @@ from perdure.edge import sse
 from perdure.edge.callers import Caller
 from perdure.edge.door import Door, door_of
 from perdure.edge.openai_common import agent_of, read_messages
-from perdure.edge.replies import STREAM
+from perdure.edge.replies import ERRORS, STREAM
 from perdure.edge.roles import Operator
 from perdure.errors import InvalidRequest
 from perdure.messages import Id, Message
 
-router = APIRouter(tags=["ag-ui"])
+router = APIRouter(tags=["ag-ui"], responses=ERRORS)
 
 Format = Literal["perdure", "ag-ui"]
 LastEventId = Annotated[

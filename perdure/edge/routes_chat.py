@@ -11,12 +11,12 @@ from perdure.agent import conversations
 from perdure.edge import models
 from perdure.edge.callers import Caller
 from perdure.edge.door import Door, door_of
-from perdure.edge.replies import Cursor, IdempotencyKey, Limit, SessionId, reply, run_id_of
+from perdure.edge.replies import ERRORS, Cursor, IdempotencyKey, Limit, SessionId, reply, run_id_of
 from perdure.edge.roles import Operator, Viewer
 from perdure.errors import InvalidRequest, NotFound, RunFailed, TooLarge
 from perdure.messages import AgentName
 
-router = APIRouter(tags=["conversations"])
+router = APIRouter(tags=["conversations"], responses=ERRORS)
 
 SHOWN: Final = 200
 

@@ -11,11 +11,11 @@ from perdure.config.fetch import fetch_reply
 from perdure.edge import models
 from perdure.edge.callers import Caller
 from perdure.edge.door import Door, door_of
-from perdure.edge.replies import Cursor, named, reply
+from perdure.edge.replies import ERRORS, Cursor, named, reply
 from perdure.edge.roles import Admin, Viewer
 from perdure.errors import Conflict
 
-router = APIRouter(prefix="/config", tags=["configuration"])
+router = APIRouter(prefix="/config", tags=["configuration"], responses=ERRORS)
 
 ATTEMPTS: Final = 5
 _GLOBAL: Final = "_global"  # the layer `*` as a token of a subject

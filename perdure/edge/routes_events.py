@@ -13,7 +13,7 @@ from perdure.client.types import RunEvent
 from perdure.edge import models, sse
 from perdure.edge.callers import Caller
 from perdure.edge.door import Door, door_of
-from perdure.edge.replies import STREAM, RunId, SessionId, reply
+from perdure.edge.replies import ERRORS, STREAM, RunId, SessionId, reply
 from perdure.edge.roles import Viewer
 from perdure.edge.routes_agui import LAST, Format, LastEventId, Place, place, stream
 from perdure.edge.tickets import LIVES
@@ -21,7 +21,7 @@ from perdure.errors import InvalidRequest, NotFound
 from perdure.store.queries import load_queries
 from perdure.subjects import RUN_ID
 
-router = APIRouter(tags=["events"])
+router = APIRouter(tags=["events"], responses=ERRORS)
 _SQL = load_queries("edge.sql")
 
 NEXT_TURN: Final = 0.5  # seconds between looks for the next run of a conversation

@@ -6,12 +6,12 @@ from fastapi import APIRouter, Request, Response
 
 from perdure.edge import metrics, models
 from perdure.edge.door import door_of
-from perdure.edge.replies import Cursor, Limit, reply
+from perdure.edge.replies import ERRORS, Cursor, Limit, reply
 from perdure.edge.roles import Viewer
 from perdure.errors import InvalidRequest
 from perdure.subjects import AGENT_NAME
 
-router = APIRouter(tags=["operation"])
+router = APIRouter(tags=["operation"], responses=ERRORS)
 
 
 @router.get("/healthz", response_model=models.Health, summary="Is it alive?")

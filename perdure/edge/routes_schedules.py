@@ -9,13 +9,13 @@ from fastapi import APIRouter, Body, Path, Query, Request, Response
 from perdure.edge import models
 from perdure.edge.callers import MARK, PLATFORM, Caller
 from perdure.edge.door import Door, door_of
-from perdure.edge.replies import Limit, reply
+from perdure.edge.replies import ERRORS, Limit, reply
 from perdure.edge.roles import Operator, Viewer
 from perdure.errors import Forbidden, NotFound
 from perdure.messages import AgentName, Id, ScheduleList, ScheduleSpec
 from perdure.subjects import RUN_ID
 
-router = APIRouter()
+router = APIRouter(responses=ERRORS)
 
 ScheduleName = Annotated[str, Path(pattern=f"^{RUN_ID.pattern}$", description="A schedule.", examples=["nightly"])]
 QueueName = Annotated[AgentName, Path(description="A queue.")]

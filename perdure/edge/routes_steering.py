@@ -9,11 +9,11 @@ from fastapi import APIRouter, Request, Response
 
 from perdure.edge import models
 from perdure.edge.door import door_of
-from perdure.edge.replies import RunId, reply
+from perdure.edge.replies import ERRORS, RunId, reply
 from perdure.edge.roles import Operator, Viewer
 from perdure.errors import InvalidRequest
 
-router = APIRouter(tags=["runs"])
+router = APIRouter(tags=["runs"], responses=ERRORS)
 
 PATIENCE: Final = 60.0  # seconds for a page of many runs
 

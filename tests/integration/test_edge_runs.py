@@ -217,6 +217,38 @@ async def test_a_page_of_another_site_changes_nothing_and_a_strange_host_is_not_
     assert len((await door.get("/runs"))["runs"]) == 1
 
 
+STARTS = (
+    b"",
+    b"{",
+    b"[]",
+    b"null",
+    b"\xff",
+    b"[" * 5000,
+    b"{}",
+    b'{"task": NaN, "run_id": "r-2"}',
+    b'{"task": "\\ud800"}',
+    b'{"task": 123456789012345678901234567890}',
+    b'{"task": 1, "run_id": "a b"}',
+    b'{"task": 1, "session_id": 7}',
+    b'{"task": 1, "delay": 1, "start_at": "2030-01-01T00:00:00Z"}',
+    b'{"task": 1, "callback": "no url"}',
+    b'{"task": 1, "workflow": "", "queue": "A"}',
+    b'{"task": {"n": 1}, "run_id": "r-1", "session_id": "s", "workflow": "run", "more": 1}',
+)
+
+
+async def test_a_start_that_says_what_most_say_is_answered_as_any_other(door: Web):
+    for body in STARTS:
+        said = []
+        for kind in ("application/json", "application/json; charset=utf-8"):
+            answer = await door.http.post("/agents/clerk/run", content=body, headers={"Content-Type": kind})
+            told = answer.json()
+            told.pop("request_id", None)
+            said.append((answer.status_code, answer.headers["content-type"], told))
+        assert said[0] == said[1]
+        assert said[0][0] in (200, 400)
+
+
 async def test_health_agents_metrics_and_the_document_are_there(door: Web):
     assert await door.get("/healthz") == {"status": "ok"}
     assert (await door.get("/readyz"))["status"] == "ok"
@@ -224,8 +256,13 @@ async def test_health_agents_metrics_and_the_document_are_there(door: Web):
     await door.http.get("/runs/nope")
     text = (await door.http.get("/metrics")).text
     assert 'perdure_http_responses_total{method="GET",route="/runs/{run_id}",status="404"} 1' in text
-    assert (await door.http.get("/docs")).status_code == 200
     document = await door.get("/openapi.json")
+    docs = await door.http.get("/docs")
+    assert all(f"<code>{path}</code>" in docs.text for path in document["paths"])
+    assert all(f'<details id="{name}">' in docs.text for name in document["components"]["schemas"])
+    assert "default-src 'none'" in docs.headers["content-security-policy"]  # it needs nothing from elsewhere
+    assert "src=" not in docs.text
+    assert "http://" not in docs.text
     assert {"/agents/{name}/run", "/runs/{run_id}/events", "/chat", "/config/{agent}"} <= set(document["paths"])
     assert "Problem" in document["components"]["schemas"]
     given = await door.http.get("/runs/nope", headers={"X-Request-Id": "mine-1"})

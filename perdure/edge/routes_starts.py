@@ -1,0 +1,105 @@
+"""Starts of runs: the route that is called most."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Coroutine
+from typing import Annotated, Any, Final
+from uuid import uuid4
+
+from fastapi import APIRouter, Body, Request, Response
+from fastapi.routing import APIRoute
+
+from perdure.edge import models
+from perdure.edge.door import Door, door_of
+from perdure.edge.replies import ERRORS, IdempotencyKey, Prefer, named, reply, run_id_of, seconds_to_wait
+from perdure.edge.roles import Operator, caller_of
+from perdure.messages import RunStart
+
+Handler = Callable[[Request], Coroutine[Any, Any, Response]]
+
+
+class _Start(APIRoute):
+    """A start that says what most say, JSON without a header that wants more, is read here: FastAPI's way through the
+    parameters of a route costs as much as all the rest. Everything else, and all that is wrong, goes that way.
+    """
+
+    def get_route_handler(self) -> Handler:
+        """What answers a request."""
+        usual = super().get_route_handler()
+
+        async def handle(request: Request) -> Response:
+            headers = request.headers
+            if headers.get("content-type") != "application/json" or "idempotency-key" in headers or "prefer" in headers:
+                return await usual(request)
+            caller = caller_of(request)
+            caller.need("operator")
+            said = await request.body()
+            try:
+                body = RunStart.model_validate(json.loads(said))
+            except (ValueError, RecursionError):
+                return await usual(request)
+            return await start(door_of(request), caller, request.path_params.get("name"), body)
+
+        return handle
+
+
+router = APIRouter(tags=["runs"], responses=ERRORS, route_class=_Start)
+single = APIRouter(tags=["runs"], responses=ERRORS, route_class=_Start)
+"""`POST /run`, for a process that serves one agent."""
+
+PLAIN: Final = {"task", "workflow", "run_id", "session_id"}  # what most starts have, and nothing else
+KEYS: Final = ("dedup_key", "debounce_key")  # what makes one run of several starts: within a tenant
+
+
+async def start(
+    door: Door, caller: Operator, name: str | None, body: RunStart, *, key: str | None = None, prefer: str | None = None
+) -> Response:
+    """Have a run accepted, and wait for it if that is preferred. Without a name it is one of the agent served here."""
+    agent = door.agent(caller, named(name) if name is not None else str(door.only))
+    session_id = body.session_id and caller.own(body.session_id, field="session_id")
+    run_id = caller.own(run_id_of(key, body.run_id, agent) or uuid4().hex)
+    more: dict[str, Any] = {}
+    if not body.model_fields_set <= PLAIN:
+        more = body.model_dump(exclude_unset=True, exclude=PLAIN)
+    if body.callback is not None and (body.callback.subject or body.callback.secret):
+        caller.need_platform()  # subjects of NATS and secrets of the scheduler are of no tenant
+    more |= {name: caller.own_key(more[name], field=name) for name in KEYS if more.get(name) is not None}
+    run = await door.client.start(
+        agent, body.task, workflow=body.workflow, run_id=run_id, session_id=session_id, **more
+    )
+    said: dict[str, Any] = {"instance_id": run.run_id, "run_id": run.run_id, "status_url": f"/runs/{run.run_id}"}
+    seconds = seconds_to_wait(prefer)
+    if seconds is None:
+        return reply(said)
+    try:
+        ended = await run.ended(seconds)
+    except TimeoutError:
+        ended = await run.details(steps=False)
+    said |= {name: ended[name] for name in ("status", "output", "error") if name in ended}
+    return reply(said, headers={"Preference-Applied": f"wait={seconds:g}"})
+
+
+@router.post("/agents/{name}/run", response_model=models.Started, summary="Start a run")
+async def run_agent(
+    name: str,
+    body: Annotated[RunStart, Body(examples=[{"task": "Write a haiku about programming."}])],
+    request: Request,
+    caller: Operator,
+    key: IdempotencyKey = None,
+    prefer: Prefer = None,
+) -> Response:
+    """Start a run of an agent. When this answers the run is durable, whether or not a process of the agent is up."""
+    return await start(door_of(request), caller, name, body, key=key, prefer=prefer)
+
+
+@single.post("/run", response_model=models.Started, summary="Start a run")
+async def run(
+    body: Annotated[RunStart, Body(examples=[{"task": "Write a haiku about programming."}])],
+    request: Request,
+    caller: Operator,
+    key: IdempotencyKey = None,
+    prefer: Prefer = None,
+) -> Response:
+    """Start a run of the agent that is served here."""
+    return await start(door_of(request), caller, None, body, key=key, prefer=prefer)
