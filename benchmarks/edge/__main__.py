@@ -66,21 +66,67 @@ class Connection:
         self._writer.close()
 
 
-async def rate(port: int, path: str, callers: int) -> float:
-    """Requests a second of `callers` connections."""
-    done = 0
-    end = time.perf_counter() + SECONDS
+class Served:
+    """A process that answers at a port."""
 
-    async def call() -> None:
-        nonlocal done
-        connection = await Connection(port).open()
-        while time.perf_counter() < end:
-            await connection.post(path, b'{"task":{"file":"may.csv"}}')
-            done += 1
-        connection.close()
+    def __init__(self, port: int, pid: int) -> None:
+        self.port = port
+        self._process = psutil.Process(pid)
 
-    await asyncio.gather(*(call() for _ in range(callers)))
-    return done / SECONDS
+    def cpu(self) -> float:
+        """Seconds of CPU that it has taken."""
+        took = self._process.cpu_times()
+        return float(took.user + took.system)
+
+    async def rate(self, path: str, callers: int, *, stream: bool = False) -> dict[str, float]:
+        """Requests a second of `callers` connections, and microseconds of this process's CPU for each."""
+        done = 0
+        end = time.perf_counter() + SECONDS
+        before = self.cpu()
+
+        async def call() -> None:
+            nonlocal done
+            connection = await Connection(self.port).open()
+            while time.perf_counter() < end:
+                if stream:
+                    async for _event in connection.events(path):
+                        pass
+                else:
+                    await connection.post(path, b'{"task":{"file":"may.csv"}}')
+                done += 1
+            connection.close()
+
+        await asyncio.gather(*(call() for _ in range(callers)))
+        return {"rate": done / SECONDS, "cpu_us": (self.cpu() - before) / done * 1e6}
+
+
+async def beside(ours: Served, path: str, bare: Served, same: str, callers: int, *, stream: bool) -> dict[str, float]:
+    """A route of the gateway beside the bare one: which part of its rate, and of its requests for the same CPU."""
+    least = await bare.rate(same, callers, stream=stream)
+    took = await ours.rate(path, callers, stream=stream)
+    return {
+        "bare": least["rate"],
+        "ours": took["rate"],
+        "share": took["rate"] / least["rate"],
+        "bare_cpu_us": least["cpu_us"],
+        "cpu_us": took["cpu_us"],
+        "share_by_cpu": least["cpu_us"] / took["cpu_us"],
+    }
+
+
+def gateway_of(children: list[psutil.Process]) -> int:
+    """The id of the gateway's process among these."""
+    return next(int(each.pid) for each in children if any("services.gateway" in part for part in each.cmdline()))
+
+
+async def ended_run(port: int) -> str:
+    """The address of a run that has ended after one step: its stream is four events."""
+    connection = await Connection(port).open()
+    run = await connection.post("/agents/ticker/run", b'{"task":{"ticks":1,"every":0}}')
+    async for _event in connection.events(f"{run['status_url']}/events"):
+        pass
+    connection.close()
+    return str(run["status_url"])
 
 
 async def first_event(port: int) -> float:
@@ -139,10 +185,14 @@ async def main() -> None:
             echo = await asyncio.create_subprocess_exec(sys.executable, str(HERE / "echo.py"), str(echo_port))
             await asyncio.sleep(2)
             found: dict[str, Any] = {"first_event_ms": await first_event(port), "sse": await readers(port)}
+            ours = Served(port, gateway_of(psutil.Process().children(recursive=True)))
+            bare = Served(echo_port, echo.pid)
+            ended = await ended_run(port)
             for callers in (1, 16, 64):
-                bare = await rate(echo_port, "/echo", callers)
-                ours = await rate(port, "/agents/nobody/run", callers)
-                found[f"post_at_{callers}"] = {"echo": bare, "run": ours, "share": ours / bare}
+                post = ("/agents/nobody/run", bare, "/echo")
+                found[f"post_at_{callers}"] = await beside(ours, *post, callers, stream=False)
+                read = (f"{ended}/events", bare, "/stream")
+                found[f"events_at_{callers}"] = await beside(ours, *read, callers, stream=True)
             echo.terminate()
             await echo.wait()
     about = {"machine": machine.platform(), "python": machine.python_version(), "cores": psutil.cpu_count()}
