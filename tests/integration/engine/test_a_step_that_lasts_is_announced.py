@@ -10,7 +10,7 @@ import pytest
 
 from perdure.agent.base import BaseAgent
 from perdure.agent.process import AgentProcess
-from perdure.engine import Context, StepContext, events, workflow
+from perdure.engine import Context, Retry, StepContext, events, workflow
 from tests.platform import in_process
 from tests.support import eventually
 
@@ -24,12 +24,20 @@ class Mixed(BaseAgent):
         await ctx.step("quick", self.quick)
         await ctx.step("slow", self.slow)
         await ctx.step("talks", self.talks)
+        await ctx.step("again", self.again, retry=Retry(max_attempts=2, delay=0.5, jitter=False))
 
     async def quick(self) -> None: ...
 
     async def slow(self) -> None:
         async with asyncio.timeout(10):
             while not _of(self.heard, "step.started", "slow"):
+                await asyncio.sleep(0.01)
+
+    async def again(self, step: StepContext) -> None:
+        if step.attempt == 1:
+            raise OSError("not yet")
+        async with asyncio.timeout(10):  # nothing else is told at that moment
+            while not any(event["data"].get("attempt") == 2 for event in self.heard):
                 await asyncio.sleep(0.01)
 
     async def talks(self, step: StepContext) -> None:
