@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import random
 from collections import OrderedDict, defaultdict
 from dataclasses import replace
 from typing import TYPE_CHECKING
@@ -19,6 +20,8 @@ from perdure.engine.stored import open_claims
 from perdure.store.failures import CONNECTION_ERRORS
 
 if TYPE_CHECKING:
+    import asyncpg
+
     from perdure.config.snapshot import AgentConfig
     from perdure.engine.execution import Execution
     from perdure.engine.worker import Worker
@@ -27,6 +30,9 @@ log = structlog.get_logger(__name__)
 
 MAX_SNAPSHOTS = 256
 AUDIT_EVERY = 5.0
+ALONE = 5.0  # seconds that a suspected run has its process for itself, at most
+OTHERS = 10.0  # seconds that the others have then, until the next one is claimed alone
+AMONG = 0.2  # seconds over which replicas spread their tries to take one
 
 
 class _Snapshots(OrderedDict[str, "AgentConfig"]):
@@ -48,6 +54,9 @@ class Claims:
         self._wake = asyncio.Event()
         self._claiming = asyncio.Lock()
         self._stopped = False
+        self._missed = False  # a wake-up led to no claim: its run may be one that is claimed alone
+        self._look_for_suspects = False
+        self._suspects_from = 0.0  # loop time
         self.snapshots: OrderedDict[str, AgentConfig] = _Snapshots()
 
     @property
@@ -84,6 +93,7 @@ class Claims:
                     await self._wake.wait()
             self._wake.clear()
             if loop.time() >= audit_at:
+                self._look_for_suspects = True
                 audit_at = loop.time() + (AUDIT_EVERY if await self._audit() else 0.2)
             while self._queue or self._queues:
                 batch, self._queue = self._queue, {}
@@ -95,6 +105,7 @@ class Claims:
                         others = await self._claim(list(batch), queues) if batch else set()
                         for queue in sorted(queues):
                             await self._claim_queued(queue)
+                        self._look_for_suspects |= bool(queues) or self._missed
                 except CONNECTION_ERRORS as error:
                     # Not acked: the claim may have committed all the same, so the audit looks first.
                     log.warning("claim failed", action="claim.failed", runs=len(batch), error=type(error).__name__)
@@ -108,6 +119,12 @@ class Claims:
                 for run_id, messages in batch.items():
                     for message in messages:
                         (self._worker.pass_on if run_id in others else self._worker.ack)(message)
+            if self._look_for_suspects:
+                try:
+                    async with self._claiming:
+                        await self._suspects()
+                except CONNECTION_ERRORS as error:
+                    log.warning("suspects not claimed", action="claim.failed", error=type(error).__name__)
 
     async def _audit(self) -> bool:
         """Give back the runs that the database says this process holds, and it does not: a claim's answer was lost."""
@@ -142,11 +159,13 @@ class Claims:
             worker.offer.versions,
             worker.offer.hashes,
             worker.offer.newest,
+            False,
         )
         reach("claim.after")
         taken = [claimed(worker.agent_name, record) for record in records]
         await self._begin(taken, config, process_id)
         missed = set(run_ids) - {run.run_id for run in taken}
+        self._missed = bool(missed)
         if not missed:
             return missed
         standing = await where_they_stand(worker.pool, worker.agent_name, list(missed))
@@ -164,6 +183,63 @@ class Claims:
         records = await claim_queued(worker.pool, process_id, worker.agent_name, queue, slots, config, worker.offer)
         reach("claim.after")
         await self._begin([claimed(worker.agent_name, record) for record in records], config, process_id)
+
+    async def _suspects(self) -> None:
+        """Claim the runs that two processes were lost with, one after the other, each while no other run is here.
+
+        If one takes this process with it, too, no neighbour's attempts are spent. It has the process for itself until
+        it has written a row or left, or for `ALONE`: then it has lived longer than what kills at once.
+        """
+        worker = self._worker
+        if worker.loop.time() < self._suspects_from:
+            return  # the look of the audit, at the latest, comes after it
+        self._look_for_suspects = False
+        if await self._suspect(-1) is None:
+            return
+        await asyncio.sleep(random.random() * AMONG)  # noqa: S311 -- of several replicas one takes it, the others go on
+        turn = -1
+        try:
+            while worker.takes and not self._stopped and (found := await self._suspect(turn)) is not None:
+                turn = found["turn"]
+                log.warning("a run is claimed alone", action="claim.alone", run_id=found["run_id"])
+                if await worker.part() and not await self._claim_alone(found["run_id"], found["queue_name"]):
+                    self._suspects_from = worker.loop.time() + OTHERS
+                    return
+        finally:
+            if worker.alone is not None:
+                worker.rejoin()
+
+    async def _suspect(self, after: int) -> asyncpg.Record | None:
+        """The next run that is claimed alone, later than the turn `after`."""
+        worker, offer = self._worker, self._worker.offer
+        return await worker.pool.fetchrow(
+            worker.queries["suspect"], worker.agent_name, after, offer.names, offer.versions
+        )
+
+    async def _claim_alone(self, run_id: str, queue: str) -> bool:
+        """Claim a run, or the first one of its queue that is suspected; False when its time was over before a row."""
+        worker = self._worker
+        worker.alone = run_id
+        config, process_id = await self._newest_config(), worker.process_id
+        offer = worker.offer
+        if queue:
+            records = await claim_queued(
+                worker.pool, process_id, worker.agent_name, queue, 1, config, offer, suspects=True
+            )
+        else:
+            said = (config.hash, config.revision, offer.names, offer.versions, offer.hashes, offer.newest, True)
+            records = await worker.pool.fetch(worker.queries["claim"], process_id, [run_id], worker.agent_name, *said)
+        if not records:
+            return True  # another process was quicker
+        worker.alone = records[0]["run_id"]
+        await self._begin([claimed(worker.agent_name, record) for record in records], config, process_id)
+        execution = worker.executions.get(worker.alone)
+        deadline = worker.loop.time() + ALONE
+        while execution is not None and worker.executions.get(execution.run_id) is execution and not execution.wrote:
+            if self._stopped or worker.loop.time() > deadline:
+                return False
+            await asyncio.sleep(0.01)
+        return True
 
     async def _newest_config(self) -> AgentConfig:
         config = self._worker.newest_config()

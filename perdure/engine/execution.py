@@ -69,7 +69,7 @@ class Execution:
         self.history_left = len(self.ready)
         self.history_paths = {row.path for row in self.ready}
         self.last_seq = max(history[-1].seq if history else run.base_seq, run.seq_floor)
-        self._next_handover = self.last_seq + 1
+        self._next_handover = self._first_handover = self.last_seq + 1
         self._settled: dict[int, JournalRow | None] = {}
         self.taken: set[int] = set()  # the signals that calls of this execution have taken
         self.given_back: dict[str, dict[int, str]] = {}  # signals consumed by waits that were over: payloads by seq
@@ -272,6 +272,11 @@ class Execution:
         self.pump()
 
     # -- outcomes -----------------------------------------------------------------------------------------------------
+
+    @property
+    def wrote(self) -> bool:
+        """Whether a row that this execution wrote is committed."""
+        return self._next_handover > self._first_handover
 
     @property
     def replaying(self) -> bool:

@@ -34,9 +34,17 @@ async def place(pool: Pool | PooledConnection, run_ids: Sequence[str], *, own: b
 
 
 async def claim_queued(
-    pool: Pool, process_id: str, agent: str, queue: str, slots: int, config: AgentConfig, offer: Offer
+    pool: Pool,
+    process_id: str,
+    agent: str,
+    queue: str,
+    slots: int,
+    config: AgentConfig,
+    offer: Offer,
+    *,
+    suspects: bool = False,
 ) -> list[asyncpg.Record]:
-    """Claim up to `slots` of the next runs of `queue`, in their order."""
+    """Claim up to `slots` of the next runs of `queue`, in their order: of those that are suspected, or the others."""
     async with pool.acquire() as connection, connection.transaction():
         await connection.execute(_SQL["lock_queue"], queue)
         found: list[asyncpg.Record] = await connection.fetch(
@@ -51,6 +59,7 @@ async def claim_queued(
             offer.versions,
             offer.hashes,
             offer.newest,
+            suspects,
         )
     return found
 

@@ -47,6 +47,7 @@ log = structlog.get_logger(__name__)
 
 _ENDS = load_queries("ends.sql")
 LOST_IN_FLIGHT = 5.0  # seconds before a broken connection was noticed
+PATIENCE = 2.0  # seconds that a run which is to be alone waits for the steps of others
 
 
 class ConfigSource(Protocol):
@@ -110,6 +111,7 @@ class Worker:
         )
         self._nudges: list[Subscription] = []
         self._draining = False
+        self.alone: str | None = None  # the run for which this process keeps itself free of others, or "" before it
         self._tasks: set[asyncio.Task[Any]] = set()
         self._background: set[asyncio.Task[Any]] = set()
 
@@ -184,6 +186,25 @@ class Worker:
         await self._liveness.stop(leave=False)
         self.threads.shutdown(wait=False, cancel_futures=True)
 
+    async def part(self) -> bool:
+        """Begin no step until `rejoin`, and give the runs here back, uncounted, when no step is under way.
+
+        Steps that last are waited for no longer than `PATIENCE`, and not broken off: the runs stay then. False when
+        this process drains, or its lease is over.
+        """
+        self.alone = ""
+        deadline = self.loop.time() + PATIENCE
+        while (self.steps_running or not self.journal.idle) and self.takes and self.loop.time() < deadline:
+            await asyncio.sleep(0.02)
+        if self.executions and self.takes and not self.steps_running and self.journal.idle:
+            await self._release(list(self.executions.values()))
+        return self.takes
+
+    def rejoin(self) -> None:
+        """Take runs again."""
+        self.alone = None
+        self._consumer.more()
+
     async def _release(self, held: list[Execution]) -> None:
         reach("release.before")
         for execution in held:
@@ -216,9 +237,14 @@ class Worker:
     # -- runs come in -------------------------------------------------------------------------------------------------
 
     @property
+    def takes(self) -> bool:
+        """Whether this process may claim runs at all: its lease holds, and it does not drain."""
+        return self._liveness.leased and not self._draining
+
+    @property
     def slots(self) -> int:
         """How many runs this process could take now, those that wake-ups wait for not counted."""
-        if self._draining or not self._liveness.leased:
+        if not self.takes or self.alone is not None:
             return 0
         return min(self.settings.run_slots - len(self.executions), 256)
 
@@ -275,7 +301,8 @@ class Worker:
 
     def may_start(self, execution: Execution) -> bool:
         """Whether a step of `execution` may begin: the lease under which it was claimed holds, and nothing drains."""
-        return self._liveness.leased and execution.process_id == self.process_id and not self._draining
+        apart = self.alone is not None and self.alone != execution.run_id
+        return self._liveness.leased and execution.process_id == self.process_id and not self._draining and not apart
 
     async def wait_for_lease(self, execution: Execution) -> None:
         """Come back when a step of `execution` may begin; if it never may, the execution is closed meanwhile."""

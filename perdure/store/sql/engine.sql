@@ -41,7 +41,8 @@ UPDATE processes SET state = 'gone' WHERE process_id = $1
 -- Raises the epoch: from this commit on no earlier holder's row is accepted. Attempts count the claims since the last
 -- journal row (`requeue_lost` and `release` set them back); a claim of a draining or lost process finds nothing.
 -- The first claim of a life gives the run its version: the newest that the process offers of its workflow.
--- Runs of a queue are not for this claim (see queues.sql), nor is any of an agent whose own queue has limits.
+-- Runs of a queue are not for this claim (see queues.sql), nor is any of an agent whose own queue has limits. A run that
+-- is suspected of taking its processes with it (two were lost, and it wrote no row) is claimed by itself: with $10.
 WITH holder AS (
   SELECT process_id FROM processes WHERE process_id = $1 AND state = 'live' AND lease_until > clock_timestamp()
 ), offer AS (
@@ -51,7 +52,7 @@ WITH holder AS (
   FROM runs AS r JOIN offer
     ON offer.workflow = r.workflow AND (offer.version = r.version OR (r.version IS NULL AND offer.newest)), holder
   WHERE r.run_id = ANY($2::text[]) AND r.agent_name IS NOT DISTINCT FROM $3 AND r.status IS NOT DISTINCT FROM 'pending'
-    AND r.queue_name IS NULL
+    AND r.queue_name IS NULL AND (r.attempts > 1) = $10
     AND NOT EXISTS (
       SELECT 1 FROM queues AS q
       WHERE q.queue_name IN ($3, '*') AND num_nonnulls(q.concurrency, q.process_concurrency, q.rate_limit) > 0)
@@ -71,6 +72,27 @@ FROM wanted WHERE runs.run_id = wanted.run_id
 RETURNING runs.run_id, runs.epoch, runs.workflow, runs.version, runs.session_id, runs.parent_run_id, runs.parent_path,
           runs.task, runs.attempts, runs.config_revision, runs.config_hash, runs.cancel_reason, runs.started_at,
           runs.base_seq, runs.seq_floor, runs.queue_name
+
+-- name: suspect
+-- The next run of this agent that two processes were lost with, if it could be claimed now; and its queue, or ''.
+SELECT found.run_id, found.turn, found.queue_name
+FROM (
+  SELECT r.run_id, r.turn, COALESCE(r.queue_name, CASE WHEN EXISTS (
+      SELECT 1 FROM queues AS q
+      WHERE q.queue_name IN ($1, '*') AND num_nonnulls(q.concurrency, q.process_concurrency, q.rate_limit) > 0
+    ) THEN r.agent_name END, '') AS queue_name
+  FROM runs AS r
+  WHERE r.agent_name = $1 AND r.status = 'pending' AND r.attempts > 1 AND r.turn > $2
+    AND EXISTS (
+      SELECT 1 FROM unnest($3::text[], $4::text[]) AS offer (workflow, version)
+      WHERE offer.workflow = r.workflow AND (r.version IS NULL OR offer.version = r.version))
+    AND (r.session_id IS NULL OR NOT EXISTS (
+      SELECT 1 FROM runs AS earlier
+      WHERE earlier.agent_name = r.agent_name AND earlier.session_id = r.session_id
+        AND earlier.finished_at IS NULL AND earlier.turn < r.turn))
+) AS found
+WHERE found.queue_name = '' OR COALESCE((SELECT room.free FROM queue_room(found.queue_name) AS room), 1) > 0
+ORDER BY found.turn LIMIT 1
 
 -- name: offered_elsewhere
 -- Of the runs that a claim did not take: those whose version another process runs, and this one ($2) does not.

@@ -104,7 +104,7 @@ WITH holder AS (
   SELECT line.nth, line.begun, r.run_id, offer.version, offer.source_hash
   FROM line JOIN runs AS r USING (run_id) JOIN offer
     ON offer.workflow = r.workflow AND (offer.version = r.version OR (r.version IS NULL AND offer.newest)), holder
-  WHERE line.agent_name = $3 AND r.status = 'pending'
+  WHERE line.agent_name = $3 AND r.status = 'pending' AND (r.attempts > 1) = $11
   ORDER BY line.nth LIMIT (SELECT here FROM room) FOR NO KEY UPDATE OF r SKIP LOCKED
 ), taken AS (
   UPDATE runs SET

@@ -43,7 +43,8 @@ async def claim(pool):
     async def claim(run_id: str, connection=pool) -> Holder:
         if await pool.fetchval("SELECT 1 FROM runs WHERE run_id = $1", run_id) is None:
             await runs.accept(pool, [runs.new_start(run_id, "a", None)])
-        (record,) = await connection.fetch(SQL["claim"], "p", [run_id], "a", "hash", 0, ["run"], [""], ["h"], [True])
+        said = ("p", [run_id], "a", "hash", 0, ["run"], [""], ["h"], [True], False)
+        (record,) = await connection.fetch(SQL["claim"], *said)
         return Holder(run_id, record["epoch"])
 
     return claim

@@ -27,7 +27,7 @@ KEYS = {
 }
 
 STATEMENTS = {
-    "claim": (ENGINE["claim"], ("p", IDS, "a", "h", 1, ["run"], [""], ["s"], [True])),
+    "claim": (ENGINE["claim"], ("p", IDS, "a", "h", 1, ["run"], [""], ["s"], [True], False)),
     "history": (ENGINE["history"], (IDS, [0] * 20)),
     "flush": (
         ENGINE["flush"],

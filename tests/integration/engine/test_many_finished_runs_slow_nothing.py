@@ -19,7 +19,8 @@ IDS = ["open-1", "open-2", "done-77"]
 # What is asked of the time of the asking.
 JUST_NOW = object()
 HOT: dict[str, tuple[str, tuple[Any, ...]]] = {
-    "claim": (ENGINE["claim"], ("p", IDS, "a", "h", 0, ["run"], [""], ["x"], [True])),
+    "claim": (ENGINE["claim"], ("p", IDS, "a", "h", 0, ["run"], [""], ["x"], [True], False)),
+    "suspect": (ENGINE["suspect"], ("a", -1, ["run"], [""])),
     "history": (ENGINE["history"], (IDS, [0, 0, 0])),
     "flush": (
         ENGINE["flush"],

@@ -63,7 +63,7 @@ async def test_a_claim_reads_no_more_of_the_line_than_it_takes(settings, nc, poo
         worker = (await platform.agent(Queued)).worker
         offer = worker.offer
         columns = (offer.names, offer.versions, offer.hashes, offer.newest)
-        claim = (worker.process_id, "line", "queued", 10, "h", 1, *columns)
+        claim = (worker.process_id, "line", "queued", 10, "h", 1, *columns, False)
         assert await scanned(pool, SQL["claim_queued"], *claim) == set()
         assert await rows_read(pool, "SELECT * FROM queue_line('line', 10, NULL, NULL)") < 50
         assert await rows_read(pool, "SELECT * FROM queue_room('line')") < 200, "those that run, and no others"
