@@ -34,7 +34,7 @@ SELECT run_id, 1, '1', 'step', 's', 'h', 'ok', 1, now(), now() FROM runs WHERE s
 SIGNALS = "INSERT INTO signals (run_id, name, payload, consumed) SELECT run_id, 'go', '1', TRUE FROM runs"
 # What happens on the way of a run, and what every loop of a scheduler asks, with arguments that find little.
 HOT = {
-    "claim": ("p", ["waiting-1"], "many", "h", 0, ["run"], [""], ["h"], [True]),
+    "claim": ("p", ["waiting-1"], "many", "h", 0, ["run"], [""], ["h"], [True], False),
     "history": (["completed-1"], [0]),
     "recheck_waits": (["waiting-1"],),
     "unconsumed_signals": (["waiting-1"],),
