@@ -250,10 +250,14 @@ class RunBulk(Message):
     """`run.bulk`: one action on the runs of a filter, `limit` at a time; `dry_run` only counts them.
 
     `all: true` must be said when the filter is empty. `cursor` is the `next_cursor` of the page before. `tenant` leaves
-    those of others alone (`default` is the platform's own); without it the runs of all tenants are meant.
+    those of others alone (`default` is the platform's own); without it the runs of all tenants are meant. For `signal`
+    there are its `name`, `payload`, and `id`, which makes it once for each run, however often a page is asked for.
     """
 
-    action: Literal["cancel", "terminate", "pause", "resume", "restart"]
+    action: Literal["cancel", "terminate", "pause", "resume", "restart", "signal"]
+    name: Name | None = None
+    payload: Any = None
+    id: Name | None = None
     filter: RunFilter = RunFilter()
     tenant: Tenant | None = None
     all: bool = False
@@ -261,6 +265,16 @@ class RunBulk(Message):
     reason: str | None = Field(None, max_length=1000)
     limit: int = Field(100, ge=1, le=500)
     cursor: str | None = Field(None, max_length=512)
+
+    @model_validator(mode="after")
+    def _a_signal_has_a_name(self) -> RunBulk:
+        for field in ("name", "id"):
+            said = getattr(self, field) is not None
+            if said and self.action != "signal":
+                raise ValueError(f"field {field!r} goes with the action signal, and with no other")
+            if not said and self.action == "signal" and not self.dry_run:
+                raise ValueError(f"field {field!r} is missing: a signal to many has a name, and an id to be sent once")
+        return self
 
 
 class RunList(Message):

@@ -214,20 +214,25 @@ class Client(Schedules):
         *,
         all: bool = False,  # noqa: A002 -- the wire's word
         reason: str | None = None,
+        name: str | None = None,
+        payload: Any = None,
         page: int = 100,
         cursor: str | None = None,
         **wanted: Any,
     ) -> AsyncGenerator[BulkPage]:
-        """`cancel`, `terminate`, `pause`, `resume` or `restart` many runs, `page` (1 to 500) at a time.
+        """`cancel`, `terminate`, `pause`, `resume`, `restart` or `signal` many runs, `page` (1 to 500) at a time.
 
         `wanted` says which: `agent`, `status` (one or a list), `workflow`, `version`, `session_id`, `created_after`,
         `created_before` (ISO 8601); `all=True` for every run. Runs that come later are left alone. Each page that is
         done is told, so that progress can be shown; a loop that is left early does no more. Give the `cursor` of
-        `count` to act on exactly the runs that were counted.
+        `count` to act on exactly the runs that were counted. A signal has a `name` and a `payload`; each run gets it
+        once.
         """
         said: dict[str, Any] = {"action": action, "filter": wanted, "all": all, "limit": page}
         if reason is not None:
             said["reason"] = reason
+        if name is not None:
+            said |= {"name": name, "payload": payload, "id": uuid4().hex}
         if cursor is None:
             cursor = (await self.count(action, all=all, **wanted)).cursor
         while cursor is not None:

@@ -55,7 +55,7 @@ class SessionPage:
     next_cursor: str | None
 
 
-BulkAction = Literal["cancel", "terminate", "pause", "resume", "restart"]
+BulkAction = Literal["cancel", "terminate", "pause", "resume", "restart", "signal"]
 """What `Client.bulk` can do to many runs."""
 
 

@@ -29,6 +29,7 @@ _CONCERNS: Final[dict[str, tuple[str, ...]]] = {
     "pause": ("pending", "running", "waiting"),
     "resume": ("paused", "failed", "dead", "blocked", "needs_review"),
     "restart": (),
+    "signal": _ENDS,
 }
 _MUST_NAME: Final = frozenset({"resume", "restart"})
 
@@ -42,6 +43,8 @@ async def page(pool: Pool, nats: Client, said: RunBulk) -> dict[str, Any]:
     """
     if said.filter.model_dump(exclude_none=True) == {} and not said.all:
         raise InvalidRequest("field 'filter' is empty: name what the runs have in common, or say \"all\": true")
+    if said.name is not None and "\n" in said.name:
+        raise InvalidRequest("field 'name': a signal's name is one line")
     if said.action in _MUST_NAME and said.filter.status is None:
         raise InvalidRequest(f"field 'filter.status': say in which states runs are to {said.action}, like [\"failed\"]")
     after, upto = await _place(pool, said.cursor)
@@ -116,6 +119,9 @@ def _action(pool: Pool, nats: Client, said: RunBulk, upto: int) -> Callable[[str
         return lambda run_id: control.pause(pool, nats, run_id)
     if said.action == "resume":
         return lambda run_id: control.resume(pool, nats, run_id)
+    if said.action == "signal":
+        name, payload, once = said.name or "", said.payload, said.id
+        return lambda run_id: control.signal(pool, nats, run_id, name, payload, once)
     # A page that is asked for again, because its answer was lost, restarts no run a second time.
     mark = "" if said.tenant in (None, PLATFORM) else f"{said.tenant}{MARK}"
     return lambda run_id: control.restart(pool, nats, run_id, f"{mark}r-{short_hash(run_id, str(upto))}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
+from typing import Any
 
 import asyncpg
 from nats.aio.client import Client
@@ -73,6 +74,18 @@ async def cancel_child(pool: Pool, nats: Client, parent: str, child: str) -> Non
         # A cancelled parent leaves its wait before the canceller comes to its children: whoever is first says the same.
         cancelled = await pool.fetchval(_SQL["cancel_asked"], parent)
         await cancel(pool, nats, child, f"its parent {parent} {'was cancelled' if cancelled else 'waits no longer'}")
+
+
+async def signal(
+    pool: Pool, nats: Client, run_id: str, name: str, payload: Any, signal_id: str | None
+) -> asyncpg.Record:
+    """Send a run a signal, and wake it or tell its process. Raises `NotFound`, `Conflict` for one that has ended."""
+    record = await runs.send_signal(pool, run_id, name, payload, signal_id)
+    if record["woken"]:
+        runs.wake(nats, run_id, record["agent_name"])
+    elif record["status"] == "running":
+        runs.nudge(nats, record["process_id"], run_id)
+    return record
 
 
 async def pause(pool: Pool, nats: Client, run_id: str) -> asyncpg.Record:

@@ -164,11 +164,7 @@ class RunRequests:
         said = parse(RunSignal, await self._payloads.whole(request.data))
         if "\n" in said.name:
             raise InvalidRequest("field 'name': a signal's name is one line")
-        record = await runs.send_signal(self._pool, said.run_id, said.name, said.payload, said.id)
-        if record["woken"]:
-            runs.wake(self._nats, said.run_id, record["agent_name"])
-        elif record["status"] == "running":
-            runs.nudge(self._nats, record["process_id"], said.run_id)
+        record = await control.signal(self._pool, self._nats, said.run_id, said.name, said.payload, said.id)
         status = "pending" if record["woken"] else record["status"]
         return {"status": status, "run_id": said.run_id, "agent": record["agent_name"], "sent": record["sent"]}
 
