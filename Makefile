@@ -9,7 +9,7 @@ WORKERS ?= 2
 PYTEST := $(PY) -m pytest
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test replay lint format bench chaos build lock clean
+.PHONY: help setup run test replay lint format bench chaos rules build lock clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -53,6 +53,10 @@ chaos: $(STAMP) ## Kill servers and processes under load, and check that nothing
 	@PERDURE_CHAOS_CHANGES=$${PERDURE_CHAOS_CHANGES:-2000} PERDURE_CHAOS_TAKEOVERS=$${PERDURE_CHAOS_TAKEOVERS:-30} \
 	  PERDURE_CHAOS_TAKEOVER_PAUSE=$${PERDURE_CHAOS_TAKEOVER_PAUSE:-1} PERDURE_ALL_KILLS=1 \
 	  $(PYTEST) tests/chaos tests/integration/test_agent_kills.py
+
+rules: ## Check the rules for alerts (needs promtool: Debian's package prometheus)
+	@promtool check rules deploy/prometheus/rules/perdure.yml
+	@promtool check config deploy/prometheus/prometheus.yml
 
 build: $(STAMP) ## Build the wheel into dist/
 	$(PY) -m build --wheel --no-isolation

@@ -35,6 +35,7 @@ from config_manager.table import ConfigTable, layers_of
 from config_manager.upkeep import Upkeep
 from perdure import subjects
 from perdure.bus.service import Request, Service
+from perdure.config.level import LevelFollower
 from perdure.config.schema import hash_of_schema
 from perdure.errors import InvalidRequest, NotFound, SetupError, TooLarge
 from perdure.observe.health import Finding
@@ -66,6 +67,10 @@ class ConfigManager(Service):
         self.sync: ConfigSync
         self.source: RedisSource | None = None  # where PERDURE_CONFIG_STORE says redis
 
+    def metadata(self) -> dict[str, str]:
+        """What discovery shows: the revision that it has read."""
+        return {**super().metadata(), "config_revision": str(self.table.revision)}
+
     async def on_start(self) -> None:
         """Read the table, or its copy in Redis when Postgres is down, then answer.
 
@@ -75,6 +80,7 @@ class ConfigManager(Service):
         self.health.add("postgres", self._check_postgres)
         self.copy = RedisCopy(self.redis, self.table)
         self.sync = ConfigSync(self.settings, self.nats, self.table, self.judge, instance_id=self.instance_id)
+        self.metrics.add(self.sync.readings)
         try:
             connection = await connect_direct(self.settings, "config-manager start")
             try:
@@ -94,6 +100,7 @@ class ConfigManager(Service):
             self._follow_redis()
         self.spawn(self.sync.run, name="config-sync")
         self.spawn(self._copy_loop, name="config-copy")
+        self.spawn(LevelFollower(self.nats, self.settings).run, name="log-level")
         self.rollouts = Rollouts(self.nats, self.pool)
         self.spawn(self.rollouts.run, name="config-rollouts")
         self.upkeep = Upkeep(self.settings, self.pool, self.redis, self.table)

@@ -11,7 +11,7 @@ import asyncio
 import random
 import time
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Final
 
 import asyncpg
@@ -25,6 +25,7 @@ from config_manager.judge import Judge
 from config_manager.table import ConfigTable, Notice
 from perdure import subjects
 from perdure.errors import SetupError
+from perdure.observe.metrics import Reading
 from perdure.settings import Settings
 from perdure.store.postgres import Connection, Pool, connect_direct
 from perdure.subjects import GLOBAL_LAYER
@@ -84,6 +85,14 @@ class ConfigSync:
                     connection.terminate()
             await asyncio.sleep(random.uniform(wait / 2, wait))  # noqa: S311 - jitter, no secret
             wait = min(wait * 2, 1.0)
+
+    def readings(self) -> Iterator[Reading]:
+        """What is counted of the table and its broadcasts."""
+        yield "perdure_config_table_revision", (), self._table.revision
+        yield "perdure_config_leading", (), int(self.leading)
+        yield "perdure_config_listening", (), int(self.listening)
+        yield "perdure_config_broadcast_lag", (), max(0, self._table.revision - self._said) if self.leading else 0
+        yield "perdure_config_held_values", (), sum(len(keys) for keys in self._table.held().values())
 
     def nudge(self) -> None:
         """Look now: something was committed."""

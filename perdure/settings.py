@@ -45,6 +45,7 @@ class Settings(BaseSettings):
     redis_url: str = Field(DEFAULT_REDIS_URL, validation_alias=_shared("REDIS_URL"))
     consul_http_addr: str | None = Field(None, validation_alias=_shared("CONSUL_HTTP_ADDR"))
     consul_http_token: str | None = Field(None, validation_alias=_shared("CONSUL_HTTP_TOKEN"), repr=False)
+    otel_exporter_otlp_endpoint: str | None = Field(None, validation_alias=_shared("OTEL_EXPORTER_OTLP_ENDPOINT"))
     home: Path = Path(".perdure")
     agents: str = Field("assistant,activation", description="ready agents that `perdure up` starts; empty for none")
 
@@ -66,6 +67,8 @@ class Settings(BaseSettings):
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     log_format: Literal["auto", "json", "console"] = "auto"
     drain_timeout: float = Field(20.0, gt=0)
+    metrics_port: int | None = Field(None, ge=0, le=65_535, description="where metrics are told; 0: any free port")
+    metrics_host: str = "127.0.0.1"
 
     # -- Postgres --
     pool_size: int = Field(8, ge=2, le=200)
@@ -167,6 +170,7 @@ class Settings(BaseSettings):
                 "perdure_gateway_jwt_issuer",
                 "perdure_gateway_jwks_url",
             ),
+            *("perdure_metrics_port", "metrics_port", "otel_exporter_otlp_endpoint"),
             *("gateway_secret", "gateway_jwt_issuer", "gateway_jwks_url"),
             *(f"{start}{name}" for start in ("", "perdure_") for name in _MAY_BE_EMPTY),
         )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     import redis.asyncio
     from nats.aio.client import Client
 
+    from perdure.observe.metrics import Reading
+    from perdure.observe.otel import Traces
     from perdure.settings import Settings as ProcessSettings
     from perdure.store.postgres import Pool
 
@@ -30,6 +32,7 @@ class Resources:
     nats: Client
     pool: Pool
     redis: redis.asyncio.Redis
+    traces: Traces | None = None
 
 
 class BaseAgent:
@@ -41,6 +44,7 @@ class BaseAgent:
     """
 
     name: str = ""
+    operation: ClassVar[str] = "invoke_workflow"  # what its runs are called in traces
     Settings: ClassVar[type[BaseModel] | None] = None
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
@@ -88,6 +92,10 @@ class BaseAgent:
     def typed(self, output: Any) -> Any:
         """A run's output, which travelled as JSON, in the type that the agent declares for it; here it has none."""
         return output
+
+    def readings(self) -> Iterable[Reading]:
+        """What the agent counts beside its runs, by the names of `perdure.observe.catalogue`."""
+        return ()
 
     def workflows(self) -> Mapping[str, WorkflowDefinition]:
         """The workflows of this agent by name: the methods marked with `@workflow`.

@@ -15,6 +15,7 @@ from perdure.agent.background import schedule
 from perdure.agent.hooks import Moment, Verdict
 from perdure.agent.schema import ToolArgumentsError
 from perdure.agent.settings import AgentSettings
+from perdure.agent.spans import tool_span
 from perdure.agent.tool_calls import ToolResult, content_of, failed, failed_with, run_function
 from perdure.agent.tools import Tool
 from perdure.engine import Retry, StepContext
@@ -121,7 +122,15 @@ async def in_step(turn: Turn, live: AgentSettings, tool: Tool | None, call: Tool
     timeout = (tool.timeout if tool else None) or live.tool_timeout_seconds or TOOL_TIMEOUT
 
     async def work(call_id: str, name: str, arguments: str, step: StepContext) -> ToolResult:
+        with tool_span(turn.agent.resources.traces, name if tool else "unknown", call_id) as told:
+            result = await call_tool(call_id, name, arguments, step)
+            told(result)
+        return result
+
+    async def call_tool(call_id: str, name: str, arguments: str, step: StepContext) -> ToolResult:
+        counts = turn.agent.model.counts
         if tool is None:
+            counts.called(None, "error")
             return unknown(name, known)
         try:
             kwargs = tool.bind(arguments)
@@ -138,6 +147,7 @@ async def in_step(turn: Turn, live: AgentSettings, tool: Tool | None, call: Tool
             again = isinstance(error, RetryableError) or (
                 tool.retry is not None and not isinstance(error, PermanentError)
             )
+            counts.called(name, "retried" if again else "error")
             if again:
                 if not tool.idempotent:  # it says itself that it failed: its outcome is known
                     await turn.agent.resources.pool.execute(_SQL["forget_tool"], step.run_id, call_id)
@@ -145,6 +155,7 @@ async def in_step(turn: Turn, live: AgentSettings, tool: Tool | None, call: Tool
             log.info("tool failed", action="tool.failed", tool=name, call_id=call_id, exc_info=error)
             result = failed_with(error)
         else:
+            counts.called(name, "ok")
             result = content_of(value, name)
         result = replace(result, content=await turn.agent.hooks.after_tool(_moment(turn, call), result.content))
         step.delta("tool.completed", {"tool": name, "call_id": call_id, "error": result.error})

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, ClassVar
 
 import asyncpg
@@ -28,6 +28,7 @@ from perdure.agent.turn import Turn
 from perdure.config.snapshot import AgentConfig
 from perdure.engine import Context, WorkflowDefinition, define_workflow, workflow
 from perdure.llm.types import Model
+from perdure.observe.metrics import Reading
 
 PRUNE_EVERY = 60.0  # seconds between two looks for idle conversations
 _OPTIONS = ("role", "goal", "instructions", "system_prompt", "style_guidelines", "tools", "model", "output_type")
@@ -47,6 +48,7 @@ class DurableAgent(BaseAgent):
     A run's task is a text, or `{"task": text}`; its output is the answer, as text or in the `output_type`.
     """
 
+    operation: ClassVar[str] = "invoke_agent"
     Settings: ClassVar[type[BaseModel] | None] = AgentSettings
 
     def __init__(
@@ -119,6 +121,10 @@ class DurableAgent(BaseAgent):
                 name = workflow_name(one.name)
                 found[name] = define_workflow(background_workflow(self, one), name=name)
         return found
+
+    def readings(self) -> Iterable[Reading]:
+        """Calls of models and tools."""
+        return self.model.readings()
 
     def live(self, config: AgentConfig) -> AgentSettings:
         """The settings of `config` that every DurableAgent understands; what is bad or unsaid is None."""

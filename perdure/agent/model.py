@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import structlog
 
 from perdure.agent.base import Resources
+from perdure.agent.counts import AgentCounts
 from perdure.agent.endpoints import fallback, primary
 from perdure.agent.settings import AgentSettings
+from perdure.agent.spans import model_span
 from perdure.engine import StepContext
 from perdure.errors import PermanentError, RetryableError
 from perdure.llm.breaker import Breaker
@@ -21,6 +23,7 @@ from perdure.llm.errors import BusyError, place
 from perdure.llm.offline_where import OfflineWhere
 from perdure.llm.providers import OFFLINE, ModelChoice, resolve
 from perdure.llm.types import Model, ModelReply, ModelRequest, ModelSettings
+from perdure.observe.metrics import Reading
 from perdure.store.queries import load_queries
 
 if TYPE_CHECKING:
@@ -70,6 +73,7 @@ class AgentModel:
 
     def __init__(self, agent_name: str, given: str | Model | None) -> None:
         self.given = given
+        self.counts = AgentCounts()
         self._agent = agent_name
         self._client = ModelClient()
         self._breakers: dict[tuple[str, str], Breaker] = {}
@@ -85,13 +89,19 @@ class AgentModel:
         when every fallback failed too, and retryable when any of them was.
         """
         if isinstance(self.given, Model) and settings.llm_provider is None and settings.llm_base_url is None:
-            return self._priced(await self.given.complete(request, on_delta=deltas), settings)
+            with model_span(resources.traces, type(self.given).__name__, "own") as told:
+                reply = self._priced(await self.given.complete(request, on_delta=deltas), settings)
+                told(reply)
+            return self._counted(reply)
         failures: list[PermanentError | RetryableError] = []
         for said in (None, *(settings.llm_fallbacks or ())):
             try:
                 given = self.given if isinstance(self.given, str) else None
                 choice = await (primary(settings, given) if said is None else fallback(settings, said))
-                reply = await self._complete(await self._endpoint(choice, resources), request, deltas)
+                endpoint = await self._endpoint(choice, resources)
+                with model_span(resources.traces, endpoint.model, endpoint.provider, endpoint) as told:
+                    reply = await self._complete(endpoint, request, deltas)
+                    told(reply)
             except (PermanentError, RetryableError) as error:
                 failures.append(error)
                 if deltas is not None:
@@ -104,8 +114,13 @@ class AgentModel:
             else:
                 if deltas is not None:
                     deltas.flush()
-                return self._priced(reply, settings)
+                return self._counted(self._priced(reply, settings))
         raise _summary(failures)
+
+    def readings(self) -> Iterator[Reading]:
+        """What is counted of models and tools."""
+        yield from self.counts.readings(self._agent)
+        yield "perdure_model_breakers_open", (self._agent,), sum(each.is_open for each in self._breakers.values())
 
     async def embed(self, settings: AgentSettings, resources: Resources, texts: list[str]) -> list[list[float]]:
         """One vector for each text. Raises `PermanentError` or `RetryableError`."""
@@ -134,11 +149,14 @@ class AgentModel:
         breaker.check(place(endpoint))
         try:
             reply = await self._client.complete(endpoint, request, on_delta=deltas)
-        except (PermanentError, BusyError):
+        except (PermanentError, BusyError) as error:
             breaker.succeeded()
+            outcome = "permanent" if isinstance(error, PermanentError) else "busy"
+            self.counts.refused(endpoint.provider, endpoint.model, outcome)
             raise
         except RetryableError:
             breaker.failed()
+            self.counts.refused(endpoint.provider, endpoint.model, "retryable")
             if endpoint.provider == OFFLINE and self._offline is not None:
                 self._offline.forget()  # the platform may have been restarted, with another port
             raise
@@ -146,6 +164,10 @@ class AgentModel:
             breaker.gave_up()
             raise
         breaker.succeeded()
+        return reply
+
+    def _counted(self, reply: ModelReply) -> ModelReply:
+        self.counts.answered(reply)
         return reply
 
     @staticmethod

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from importlib import import_module
 from typing import TYPE_CHECKING, ClassVar
 
@@ -18,10 +18,14 @@ from perdure.config.client import CALLBACK, ConfigClient
 from perdure.config.messages import ConfigUpdate
 from perdure.config.snapshot import AgentConfig
 from perdure.engine.clock import Clock, SystemClock
+from perdure.engine.counts import readings
 from perdure.engine.hot_state import HotState
+from perdure.engine.traces import RunTraces
 from perdure.engine.worker import Worker
 from perdure.errors import SetupError
+from perdure.observe.health import Finding
 from perdure.observe.logging import set_level
+from perdure.observe.metrics import Reading
 from perdure.settings import Settings
 
 if TYPE_CHECKING:
@@ -54,6 +58,7 @@ class AgentProcess(Service):
         self._worker: Worker | None = None
         self._triggers: Triggers | None = None
         self._protocol: PromptProtocol | None = None
+        self._level_said = ""  # what the configuration says of it
 
     @property
     def name(self) -> str:
@@ -96,7 +101,7 @@ class AgentProcess(Service):
         )
         config = await self._config.start()
         self._agent = self._given if isinstance(self._given, BaseAgent) else self._given(config)
-        self._agent.bind(Resources(self.settings, self.nats, self.pool, self.redis), config)
+        self._agent.bind(Resources(self.settings, self.nats, self.pool, self.redis, self.traces), config)
         self._level(config)
         workflows = self._agent.workflows()
         if not workflows:
@@ -114,8 +119,12 @@ class AgentProcess(Service):
             hot_state=hot_state,
             clock=self._clock,
             linger=self._linger,
+            traces=RunTraces(self.traces, self.instance_id, self._agent.operation) if self.traces else None,
         )
         await self._worker.start()
+        self.metrics.add(self._readings)
+        self.health.add("lease", self._check_lease)
+        self.health.add("config", self._check_config)
         self._triggers = Triggers(self._agent, workflows, self._agent.resources, self._clock or SystemClock())
         await self._triggers.start()
         if "run" in workflows and self.settings.agent_prompts:
@@ -152,6 +161,27 @@ class AgentProcess(Service):
         if self._triggers is not None:
             self._triggers.reset()
 
+    async def _check_lease(self) -> Finding:
+        if self._worker is None or self._worker.leased:
+            return "ok", "held"
+        return "critical", "the lease is over: Postgres has not renewed it, and no step begins until it has"
+
+    async def _check_config(self) -> Finding:
+        snapshot = self.newest()
+        if snapshot.held:
+            return "warning", "; ".join(f"{key} is held: {why}" for key, why in sorted(snapshot.held.items()))[:1000]
+        if snapshot.stale:
+            return "warning", f"no ConfigManager answers; going on with revision {snapshot.revision}"
+        return "ok", f"revision {snapshot.revision}"
+
+    def _readings(self) -> Iterator[Reading]:
+        if self._worker is not None:
+            yield from readings(self._worker)
+        if self._config is not None:
+            yield from self._config.readings()
+        if self._agent is not None:
+            yield from self._agent.readings()
+
     # -- configuration, as the worker asks for it ---------------------------------------------------------------------
 
     def newest(self) -> AgentConfig:
@@ -179,8 +209,11 @@ class AgentProcess(Service):
         return errors
 
     def _level(self, config: AgentConfig) -> None:
-        if level := config.values.get("log_level"):
-            try:
-                set_level(level)
-            except ValueError as error:
-                log.warning(str(error), action="agent.bad_log_level", agent=self.name)
+        level = config.values.get("log_level", "")
+        if level == self._level_said:
+            return  # a program that holds agents keeps the level that it has chosen
+        self._level_said = level
+        try:
+            set_level(level or self.settings.log_level)
+        except ValueError as error:
+            log.warning(str(error), action="agent.bad_log_level", agent=self.name)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, ClassVar, Literal, TypeAlias
 
 from pydantic import BaseModel
@@ -22,6 +22,7 @@ from perdure.engine import Context, workflow
 from perdure.engine.codec import encode
 from perdure.errors import RunFailed
 from perdure.llm.types import Model
+from perdure.observe.metrics import Reading
 
 Mode: TypeAlias = Literal["round_robin", "random", "select", "plan"]
 Said: TypeAlias = dict[str, str]
@@ -42,6 +43,7 @@ class Team(BaseAgent):
     The output is `{"output": the last word, "transcript": [{"agent", "content"}, …]}`.
     """
 
+    operation: ClassVar[str] = "invoke_agent"
     Settings: ClassVar[type[BaseModel] | None] = AgentSettings
 
     def __init__(
@@ -82,6 +84,10 @@ class Team(BaseAgent):
         else:
             output = await self._talk(ctx, prompt, transcript)
         return {"output": output, "transcript": transcript}
+
+    def readings(self) -> Iterable[Reading]:
+        """Calls of the model that chooses."""
+        return self.model.readings()
 
     def live(self, config: AgentConfig) -> AgentSettings:
         """The settings of `config`."""

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Awaitable, Callable, Mapping
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 from uuid import uuid4
 
 import orjson
@@ -19,10 +19,14 @@ from nats.aio.subscription import Subscription
 from perdure import subjects
 from perdure.bus.wire import error_reply
 from perdure.errors import ApiError, ControlFlow, InternalError, InvalidRequest, RateLimited, TooLarge, Unavailable
+from perdure.observe import tracing
 
 LINE: Final = 4096  # requests that wait for a slot
 LINE_BYTES: Final = 64 * 1024 * 1024
 PATIENCE: Final = 1.0  # seconds that a request waits for a slot before it is refused
+
+if TYPE_CHECKING:
+    from perdure.observe.otel import Traces
 
 log = structlog.get_logger()
 
@@ -84,7 +88,10 @@ class Endpoint:
         self.requests = 0
         self.errors = 0
         self.last_error = ""
+        self.error_codes: Counter[str] = Counter()
         self.processing_time = 0
+        self.handled = 0
+        self.traces: Traces | None = None
         self.data: Callable[[], Any] | None = None
         self._nc = nc
         self._handler = handler
@@ -96,6 +103,16 @@ class Endpoint:
         self._line_bytes = 0
         self._line_timer: asyncio.TimerHandle | None = None
         self._subscription: Subscription | None = None
+
+    @property
+    def open_requests(self) -> int:
+        """How many are handled now."""
+        return len(self._running)
+
+    @property
+    def waiting_requests(self) -> int:
+        """How many wait for a place."""
+        return len(self._line)
 
     async def open(self) -> None:
         """Subscribe."""
@@ -184,7 +201,13 @@ class Endpoint:
     async def _answer(self, msg: Msg) -> None:
         began = time.perf_counter_ns()
         try:
-            result = await self._handler(Request(msg.subject, msg.data, reply=msg.reply, headers=msg.headers))
+            request = Request(msg.subject, msg.data, reply=msg.reply, headers=msg.headers)
+            if self.traces is None or (header := tracing.told(msg.headers)) is None:
+                result = await self._handler(request)
+            else:
+                said = {"messaging.system": "nats", "messaging.destination.template": self.subject}
+                with self.traces.served(self.subject, header, said):
+                    result = await self._handler(request)
             if msg.reply:
                 await self._reply(msg, orjson.dumps(result if result is not None else {}))
         except ApiError as error:
@@ -199,6 +222,7 @@ class Endpoint:
             log.exception("a handler failed", action="endpoint.handler_failed", subject=msg.subject, error_id=error_id)
         finally:
             self.processing_time += time.perf_counter_ns() - began
+            self.handled += 1
 
     async def _reply(self, msg: Msg, data: bytes) -> None:
         if len(data) > self._nc.max_payload:
@@ -208,6 +232,7 @@ class Endpoint:
 
     async def _fail(self, msg: Msg, error: ApiError) -> None:
         self.errors += 1
+        self.error_codes[error.code] += 1
         self.last_error = f"{error.code}: {error.message}"
         if not msg.reply:
             log.warning(

@@ -38,6 +38,9 @@ _CONFIG_REQUESTS: Final = (
     *(subjects.CONFIG_GET, subjects.CONFIG_SET, subjects.CONFIG_HISTORY),
     *(subjects.CONFIG_ROLLBACK, subjects.CONFIG_SCHEMA, subjects.CONFIG_ROLLOUT),
 )
+# A service follows the log level of the global layer: it reads that when it hears of a change.
+_READS_LEVEL: Final = subjects.CONFIG_GET
+_HEARS_LEVEL: Final = subjects.CONFIG_UPDATE
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,8 +128,8 @@ def _consumes(namespace: str, each: Consumer) -> Iterator[str]:
 
 
 def _config_manager(namespace: str) -> Permissions:
-    says = [subjects.CONFIG_UPDATE, subjects.config_state("*"), INBOXES]
-    hears = [*_CONFIG_REQUESTS, *(f"{each}.>" for each in _CONFIG_REQUESTS), subjects.CONFIG_LIST]
+    says = [subjects.CONFIG_UPDATE, subjects.config_state("*"), INBOXES, _READS_LEVEL]
+    hears = [*_CONFIG_REQUESTS, *(f"{each}.>" for each in _CONFIG_REQUESTS), subjects.CONFIG_LIST, _HEARS_LEVEL]
     return _user(namespace, CONFIG_MANAGER, "answers for configuration, and broadcasts it", says, hears, replies="")
 
 
@@ -143,12 +146,13 @@ def _scheduler(namespace: str, callbacks: str) -> Permissions:
             f"{_API}.STREAM.NAMES",
             callbacks,
             INBOXES,
+            _READS_LEVEL,
         ),
     ]
     hears = [
         *(subjects.run_start("*"), subjects.run_ask("*"), "run.*", "session.*", f"{subjects.SCHEDULE}.*"),
         *(subjects.PAYLOAD_PUT, subjects.PAYLOAD_GET, subjects.QUEUE_LIST, subjects.QUEUE_LOOK, subjects.TIMER_SOON),
-        subjects.run_ended("*", "*"),
+        *(subjects.run_ended("*", "*"), _HEARS_LEVEL),
     ]
     about = "accepts runs, wakes what is due, requeues what was lost"
     return _user(namespace, SCHEDULER, about, says, hears, replies="")
@@ -165,7 +169,9 @@ def _callers(namespace: str) -> Iterator[Permissions]:
     config = [f"{each}.>" for each in _CONFIG_REQUESTS if each not in (subjects.CONFIG_SCHEMA, subjects.CONFIG_ROLLOUT)]
     steers = ["run.*", "session.*", subjects.QUEUE_LIST, f"{subjects.SCHEDULE}.*", *starts]
     prompts = ["agents.prompt.>", "agents.status.>", f"agents.{subjects.PROMPT_ANSWER}.>"]
-    yield _user(namespace, GATEWAY, "the platform over HTTP", [*steers, *config], watches)
+    yield _user(
+        namespace, GATEWAY, "the platform over HTTP", [*steers, *config, _READS_LEVEL], [*watches, _HEARS_LEVEL]
+    )
     says = [
         *(f"run.{verb}" for verb in ("get", "list", "history", "tree", "cancel", "signal")),
         *("session.list", "session.history", "session.reset", subjects.task("*"), *starts, *prompts),

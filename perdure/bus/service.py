@@ -10,7 +10,7 @@ import sys
 from collections.abc import Awaitable, Callable, Mapping
 from importlib.metadata import PackageNotFoundError
 from importlib.metadata import version as package_version
-from typing import Any, ClassVar, Final
+from typing import TYPE_CHECKING, Any, ClassVar, Final
 
 import redis.asyncio
 import structlog
@@ -22,13 +22,20 @@ from perdure.bus.closing import CLOSE_TIMEOUT, close_nats, close_pool, close_red
 from perdure.bus.connection import connect
 from perdure.bus.discovery import Discovery
 from perdure.bus.endpoint import Endpoint, Handler, Request
+from perdure.bus.readings import Readings
 from perdure.errors import SetupError
+from perdure.observe import tracing
 from perdure.observe.consul import ConsulRegistration
+from perdure.observe.exporter import Exporter
 from perdure.observe.health import Finding, Health, LoopLag
 from perdure.observe.logging import setup_logging
+from perdure.observe.metrics import Metrics
 from perdure.settings import Settings, load_settings
 from perdure.store.postgres import Pool, create_pool
 from perdure.store.redis import create_redis
+
+if TYPE_CHECKING:
+    from perdure.observe.otel import Traces
 
 __all__ = ["Request", "Service", "serve"]
 
@@ -55,6 +62,8 @@ class Service:
     needs: ClassVar[frozenset[str]] = frozenset({"nats", "postgres", "redis"})
     tags: ClassVar[tuple[str, ...]] = ()
     port: int | None = None  # the TCP port it serves on, for Consul; a service on NATS alone has none
+    address: str | None = None  # the host of that port, if it is not that of Consul's own agent
+    http_check: str | None = None  # a URL that Consul asks itself
 
     nats: Client
     pool: Pool
@@ -65,11 +74,16 @@ class Service:
         self.instance_id = self.settings.instance_id
         self.logger = structlog.get_logger(service=self.name, instance=self.instance_id)  # lazy: set up later
         self.health = Health()
+        self.lag = LoopLag()
+        self.metrics = Metrics()
+        self.metrics.add(Readings(self).read)
         self.ready = False
         self.endpoints: list[Endpoint] = []
         self._background = Background(self.logger)
         self._on_start_called = False
         self._discovery: Discovery | None = None
+        self.traces: Traces | None = None
+        self._exporter: Exporter | None = None
         self._consul: ConsulRegistration | None = None
         self._consul_task: asyncio.Task[None] | None = None
         self._stopping: asyncio.Task[None] | None = None
@@ -88,7 +102,8 @@ class Service:
 
     def metadata(self) -> dict[str, str]:
         """What `$SRV` and Consul show beside the name; an agent adds `agent` and `config_revision`."""
-        return {"process": os.environ.get("PERDURE_PROCESS") or self.name, "instance": self.instance_id}
+        shown = {"process": os.environ.get("PERDURE_PROCESS") or self.name, "instance": self.instance_id}
+        return shown if self._exporter is None else {**shown, "metrics": self._exporter.url}
 
     async def on_start(self) -> None:
         """Called when the resources are there, before the service can be found: declare endpoints here."""
@@ -155,6 +170,7 @@ class Service:
         learns an `error_id` only. A request that finds no slot within a second is answered `rate_limited`.
         """
         made = Endpoint(self.nats, name, subject, handler, queue=queue, concurrency=concurrency, metadata=metadata)
+        made.traces = self.traces
         await made.open()
         self.endpoints.append(made)
         return made
@@ -165,6 +181,9 @@ class Service:
 
     # -- inside ------------------------------------------------------------------------------------------------------
     async def _open(self) -> None:
+        if tracing.wanted(self.settings):
+            said = {"service": self.name, "instance": self.instance_id, "version": self.version}
+            self.traces = await asyncio.to_thread(tracing.load, self.settings, **said)
         if "nats" in self.needs:
             self.nats = await connect(
                 self.settings,
@@ -179,10 +198,13 @@ class Service:
         if "redis" in self.needs:
             self.redis = create_redis(self.settings)
             self.health.add("redis", self._check_redis, at_worst="warning")  # a cache: work goes on without it
-        lag = LoopLag()
-        self.health.add("event_loop", lag.check)
+        self.health.add("event_loop", self.lag.check)
         self.health.add("background", self._background.check)
-        self.spawn(lag.measure, name="event-loop-lag")
+        self.spawn(self.lag.measure, name="event-loop-lag")
+        if self.settings.metrics_port is not None:
+            exporter = Exporter(self.settings, self.metrics, ready=lambda: self.ready, health=self.health.report)
+            await exporter.start()
+            self._exporter = exporter
 
     async def _register(self) -> None:
         await self.health.report()
@@ -195,6 +217,8 @@ class Service:
             meta=lambda: {"version": self.version, **self.metadata()},
             tags=("perdure", *self.tags),
             port=self.port,
+            address=self.address,
+            http_check=self.http_check,
         )
         self._consul_task = self.spawn(self._consul.run, name="consul")
         if "nats" not in self.needs:
@@ -244,6 +268,10 @@ class Service:
         await self._consul.deregister()
 
     async def _close_resources(self) -> None:
+        if self._exporter is not None:
+            await self._exporter.stop()
+        if self.traces is not None:
+            await asyncio.to_thread(self.traces.close().wait, tracing.FLUSH_SECONDS)
         if hasattr(self, "nats"):
             await close_nats(self.nats, self.logger)
         if hasattr(self, "pool"):

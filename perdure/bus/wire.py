@@ -10,6 +10,7 @@ from nats import errors as nats_errors
 from nats.aio.client import Client
 
 from perdure.errors import ApiError, InternalError, RunFailed, TooLarge, Unavailable, api_error
+from perdure.observe import tracing
 
 ERROR_HEADER: Final = "Nats-Service-Error"
 CODE_HEADER: Final = "Nats-Service-Error-Code"
@@ -45,7 +46,7 @@ async def request(
     """
     data = payload if isinstance(payload, bytes) else orjson.dumps(payload)
     try:
-        message = await nc.request(subject, data, timeout=timeout)
+        message = await nc.request(subject, data, timeout=timeout, headers=tracing.carried())
     except nats_errors.NoRespondersError:
         raise Unavailable(f"nobody answers {subject}: is the service up? See `perdure status`.") from None
     except nats_errors.MaxPayloadError:

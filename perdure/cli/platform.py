@@ -6,6 +6,7 @@ import asyncio
 import signal
 import sys
 import time
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import asdict
 from enum import StrEnum
@@ -19,7 +20,7 @@ from rich.table import Table
 
 from perdure.cli.console import err, fail, log_warnings, out, print_json, run
 from perdure.embedded.child import Child, begin_log, last_words
-from perdure.embedded.health import part_health
+from perdure.embedded.health import Seen, part_health
 from perdure.embedded.platform import Platform
 from perdure.embedded.processes import python_environment
 from perdure.embedded.state import PlatformState, running_state
@@ -95,7 +96,7 @@ def status(
         return
     health = run(part_health(state))
     if output is Output.JSON:
-        parts = [{**asdict(part), "health": health[part.name]} for part in state.parts]
+        parts = [{**asdict(part), **asdict(health[part.name])} for part in state.parts]
         print_json({**asdict(state), "parts": parts})
         return
     out.print(_table(state, health))
@@ -175,14 +176,18 @@ def _running(home: Path) -> PlatformState:
     return state
 
 
-def _table(state: PlatformState, health: dict[str, str]) -> Table:
+def _table(state: PlatformState, health: Mapping[str, Seen]) -> Table:
     table = Table(box=None, pad_edge=False)
-    for column in ("part", "url", "pid", *(["health"] if health else []), "note"):
+    metrics = any(seen.metrics for seen in health.values())
+    for column in ("part", "url", "pid", *(["health"] if health else []), *(["metrics"] if metrics else []), "note"):
         table.add_column(column, overflow="fold")
     for part in state.parts:
         url = _without_password(part.url) if part.url else ""
         pid = str(part.running.pid) if part.running else ""
-        table.add_row(part.name, url, pid, *([health.get(part.name, "")] if health else []), part.note)
+        seen = health.get(part.name)
+        told = [seen.health] if seen else []
+        told += [seen.metrics or ""] if seen and metrics else []
+        table.add_row(part.name, url, pid, *told, part.note)
     return table
 
 

@@ -25,6 +25,7 @@ class Applied:
         self._agent = agent
         self._instance = instance
         self._last = b""
+        self.applied = self.rejected = 0
 
     async def tell(
         self,
@@ -44,11 +45,16 @@ class Applied:
                 revision=snapshot.revision,
                 why=why,
             )
+        status = "rejected" if rejected or snapshot.held else "applied"
+        if status == "rejected":
+            self.rejected += 1
+        else:
+            self.applied += 1
         body: dict[str, Any] = {
             "agent_name": self._agent,
             "instance_id": self._instance,
             "revision": snapshot.revision,
-            "status": "rejected" if rejected or snapshot.held else "applied",
+            "status": status,
             "errors": {**snapshot.held, **errors},
         }
         if waiting:

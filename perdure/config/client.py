@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextlib import suppress
 from typing import Final
 
@@ -29,6 +29,7 @@ from perdure.config.messages import ConfigUpdate
 from perdure.config.schema import restart_only, schema_of
 from perdure.config.snapshot import AgentConfig
 from perdure.errors import ApiError, SetupError, Unavailable
+from perdure.observe.metrics import Reading
 from perdure.settings import Settings
 
 OnChange = Callable[[ConfigUpdate, AgentConfig], Awaitable[Mapping[str, str] | None]]
@@ -137,6 +138,16 @@ class ConfigClient:
             if subscription is not None:
                 with suppress(nats_errors.Error):
                     await subscription.unsubscribe()
+
+    def readings(self) -> Iterator[Reading]:
+        """What is counted of configuration."""
+        agent = (self._agent,)
+        if self._snapshot is not None:
+            yield "perdure_config_revision", agent, self._snapshot.revision
+            yield "perdure_config_held_keys", agent, len(self._snapshot.held)
+            yield "perdure_config_stale", agent, int(self._snapshot.stale)
+        yield "perdure_config_applied_total", (*agent, "applied"), self._applied.applied
+        yield "perdure_config_applied_total", (*agent, "rejected"), self._applied.rejected
 
     async def reconcile(self) -> None:
         """Read again, whatever was heard: after a reconnect to NATS, messages were missed."""

@@ -11,6 +11,7 @@ from typing import Annotated, Final
 from pydantic import AfterValidator, Field
 
 from perdure.errors import SetupError
+from perdure.observe.masking import hide
 
 REFERENCE: Final = re.compile(r"secret://(env|file)/[^\x00-\x1f\x7f]+")
 MASK: Final = "********"
@@ -47,8 +48,10 @@ async def resolve_secret(reference: str) -> str:
         value = os.environ.get(where)
         if not value:
             raise SetupError(f"{reference}: the environment variable {where} is not set in this process")
-        return value
-    return await asyncio.to_thread(_read, reference, Path("/") / where)
+    else:
+        value = await asyncio.to_thread(_read, reference, Path("/") / where)
+    hide(value)  # from logs and traces, wherever it may turn up
+    return value
 
 
 def _read(reference: str, path: Path) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fastapi import Request
 from nats.aio.client import Client as Nats
@@ -17,8 +17,12 @@ from perdure.edge.gate import Gate
 from perdure.edge.metrics import Load, Metrics
 from perdure.errors import NotFound
 from perdure.observe.health import Health
+from perdure.observe.metrics import Metrics as Observed
 from perdure.settings import Settings
 from perdure.store.postgres import Pool
+
+if TYPE_CHECKING:
+    from perdure.observe.otel import Traces
 
 
 @dataclass
@@ -36,6 +40,8 @@ class Door:
     health: Health
     gate: Gate
     only: str | None = None
+    traces: Traces | None = None
+    observed: Observed = field(default_factory=Observed)  # what the process counts, the app's own added
     stopping: asyncio.Event = field(default_factory=asyncio.Event)
     client: Client = field(init=False)
     load: Load = field(init=False)
@@ -47,6 +53,7 @@ class Door:
             self.settings.gateway_max_requests, self.settings.gateway_max_streams, self.settings.gateway_max_bytes
         )
         self.metrics = Metrics(self.load)
+        self.observed.add(self.metrics.readings)
 
     def agent(self, caller: Caller, name: str) -> str:
         """An agent that this door answers for and the caller may use. Raises `NotFound`, `Forbidden`."""

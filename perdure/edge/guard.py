@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import MutableMapping
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 from uuid import uuid4
 
 import structlog
@@ -17,10 +17,16 @@ from perdure.edge.door import Door
 from perdure.edge.metrics import Load
 from perdure.edge.problems import answer, unexpected
 from perdure.errors import ApiError, RateLimited, TooLarge, Unavailable
+from perdure.observe import tracing
 
 PUBLIC: Final = frozenset({"/healthz", "/readyz"})
+UNTRACED: Final = PUBLIC | {"/metrics"}
+SERVER_ERROR: Final = 500
 _ID: Final = re.compile(r"[A-Za-z0-9._-]{1,128}")
 _ROOM: Final = 64 * 1024  # beside the task: the other fields of a body
+
+if TYPE_CHECKING:
+    from perdure.observe.otel import Traces
 
 log = structlog.get_logger(__name__)
 
@@ -53,13 +59,30 @@ class Guard:
         bounded = _Bounded(receive, self._largest, load)
         try:
             with structlog.contextvars.bound_contextvars(request_id=request_id):
-                await self._through(scope, headers, bounded, answered)
+                if self._door.traces is None or scope["path"] in UNTRACED:
+                    await self._through(scope, headers, bounded, answered)
+                else:
+                    await self._traced(self._door.traces, scope, headers, bounded, answered)
         finally:
             load.requests -= 1
             load.bytes -= bounded.taken
             route = getattr(scope.get("route"), "path", "") or "none"
             seconds = (answered.at or time.perf_counter()) - began
             self._door.metrics.answered(scope["method"], route, answered.status, seconds)
+
+    async def _traced(self, traces: Traces, scope: Scope, headers: Headers, receive: _Bounded, send: _Answered) -> None:
+        """The same in a span, which goes on with the caller's trace."""
+        said = {"http.request.method": scope["method"], "url.path": scope["path"]}
+        with traces.served(scope["method"], tracing.told(headers), said) as span:
+            try:
+                await self._through(scope, headers, receive, send)
+            finally:
+                route = getattr(scope.get("route"), "path", "") or "none"
+                span.update_name(f"{scope['method']} {route}")
+                span.set_attribute("http.route", route)
+                span.set_attribute("http.response.status_code", send.status)
+                if send.status >= SERVER_ERROR:
+                    traces.fails(span, str(send.status))
 
     async def _through(self, scope: Scope, headers: Headers, receive: _Bounded, send: _Answered) -> None:
         try:

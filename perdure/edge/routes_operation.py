@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from fastapi import APIRouter, Request, Response
 
-from perdure.edge import metrics, models
+from perdure.edge import models
 from perdure.edge.door import door_of
 from perdure.edge.replies import ERRORS, Cursor, Limit, reply
 from perdure.edge.roles import Viewer
 from perdure.errors import InvalidRequest
+from perdure.observe.exporter import TEXT, render
 from perdure.subjects import AGENT_NAME
 
 router = APIRouter(tags=["operation"], responses=ERRORS)
@@ -41,7 +42,7 @@ async def readyz(request: Request) -> Response:
 async def tell_metrics(request: Request, caller: Viewer) -> Response:
     """What this process counts."""
     caller.need_platform()
-    return Response(door_of(request).metrics.text(), media_type=metrics.MEDIA_TYPE)
+    return Response(await render(door_of(request).observed), headers={"Content-Type": TEXT})
 
 
 @router.get("/agents", response_model=models.Agents, summary="List agents")

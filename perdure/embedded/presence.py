@@ -14,7 +14,12 @@ async def instances(nc: Client, *, wait: float = 0.5, until: str | None = None) 
 
     Empty while NATS is away: nobody can be asked then.
     """
-    found: dict[str, str] = {}
+    return {name: said["process"] for name, said in (await described(nc, wait=wait, until=until)).items()}
+
+
+async def described(nc: Client, *, wait: float = 0.5, until: str | None = None) -> dict[str, dict[str, str]]:
+    """The same, with all that the instances say of themselves: `process`, `instance`, `metrics`, …"""
+    found: dict[str, dict[str, str]] = {}
     loop = asyncio.get_running_loop()
     deadline = loop.time() + wait
     try:
@@ -32,9 +37,10 @@ async def instances(nc: Client, *, wait: float = 0.5, until: str | None = None) 
     return found
 
 
-def _note(found: dict[str, str], data: bytes) -> None:
+def _note(found: dict[str, dict[str, str]], data: bytes) -> None:
     try:
         metadata = orjson.loads(data).get("metadata") or {}
-        found[str(metadata["instance"])] = str(metadata["process"])
+        said = {"process": str(metadata["process"]), **{str(key): str(value) for key, value in metadata.items()}}
+        found[str(metadata["instance"])] = said
     except (orjson.JSONDecodeError, AttributeError, KeyError, TypeError):
         return  # a service of someone else: it has no such metadata

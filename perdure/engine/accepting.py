@@ -100,6 +100,7 @@ def _columns(stored: Sequence[tuple[Start, str | None]]) -> tuple[list[Any], ...
         [start.task_hash for start in starts],
         [start.parent_run_id for start in starts],
         [start.parent_path for start in starts],
+        [start.trace for start in starts],
     )
 
 

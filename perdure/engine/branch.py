@@ -18,6 +18,22 @@ OUTSIDE = (
 )
 
 current: ContextVar[Branch | None] = ContextVar("perdure_branch", default=None)
+step_of: ContextVar[Call[Any] | None] = ContextVar("perdure_step", default=None)
+"""The step whose function runs here, in its own task, its branch's, or a thread."""
+
+
+def where() -> dict[str, str]:
+    """For log lines: which run, which agent, and which step of it is executed here."""
+    call, branch = step_of.get(), current.get()
+    if call is None and branch is None:
+        return {}
+    execution = call.execution if call is not None else branch.execution  # type: ignore[union-attr]
+    said = {"run_id": execution.run_id, "agent": execution.run.agent_name}
+    if call is not None:
+        said["step"] = call.name
+    if execution.trace is not None:
+        said["trace_id"] = execution.trace.trace_id
+    return said
 
 
 def this_task() -> asyncio.Task[Any] | None:

@@ -295,6 +295,7 @@ class Context(ParallelContext, StepInjected):
             wait,
         )
         call.start.parent_path = call.path
+        call.start.trace = execution.trace.header if execution.trace is not None else None
         self._refuse_large(f"the task of {target}", call.start.task)
         return call
 
@@ -326,6 +327,7 @@ class Context(ParallelContext, StepInjected):
         }
         options = start_options(now=execution.host.clock.now(), **placed)
         start = new_start(child, target, task, workflow=workflow, session_id=session_id, options=options)
+        start.trace = execution.trace.header if execution.trace is not None else None
         self._refuse_large(f"the task of {target}", start.task)
         digest = identity(target, (task, workflow, run_id, session_id), _said(placed))
         said = encode({"run_id": child, "agent": target}, what="child")

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from perdure.engine.definition import WorkflowDefinition
     from perdure.engine.host import Host
     from perdure.engine.undo import Undo
+    from perdure.observe.otel import RunTrace
 
 log = structlog.get_logger(__name__)
 
@@ -82,6 +83,7 @@ class Execution:
         self._straight = False  # under `always_replay`: an outcome was handed over that no replay has shown yet
         self.undos: list[Undo] = []  # what the code registered to be undone if it fails
         self.undoing = False
+        self.trace: RunTrace | None = None
 
     # -- life ---------------------------------------------------------------------------------------------------------
 

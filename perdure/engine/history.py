@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import fields
+from dataclasses import MISSING, fields
 from datetime import datetime
 from typing import Any, get_type_hints
 
@@ -105,7 +105,7 @@ def recorded_row(said: Mapping[str, Any]) -> JournalRow:
     for field in fields(JournalRow):
         if field.name in _JSON:
             values[field.name] = _text(said, field.name)
-        else:
+        elif field.name in said or field.default is MISSING:
             value = said[field.name]
             values[field.name] = datetime.fromisoformat(value) if value and field.name in _TIMES else value
     return JournalRow(**values)

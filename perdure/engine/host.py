@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Protocol
 if TYPE_CHECKING:
     from perdure.config.snapshot import AgentConfig
     from perdure.engine.clock import Clock
+    from perdure.engine.counts import Counts
     from perdure.engine.events import Events
     from perdure.engine.execution import Execution
     from perdure.engine.journal import Journal
@@ -34,6 +35,7 @@ class Host(Protocol):
     always_replay: bool  # a run leaves memory at every await, so that code which does not replay is found at once
     fences: int
     steps_running: int
+    counts: Counts
     transactions: asyncio.Semaphore
 
     def may_start(self, execution: Execution) -> bool:

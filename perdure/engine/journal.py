@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
+from time import perf_counter
 from typing import TypeVar
 
 import asyncpg
@@ -19,6 +20,7 @@ from perdure.engine.commits import commit_moves, commit_rows
 from perdure.engine.entries import Entry, Place
 from perdure.engine.points import reach
 from perdure.engine.rows import Move
+from perdure.observe.metrics import FAST, Histogram
 from perdure.store.failures import CONNECTION_ERRORS, refuses
 from perdure.store.postgres import Kept
 
@@ -40,6 +42,12 @@ class Journal:
     _writing: bool = False
     commits: int = 0
     rows: int = 0
+    seconds: Histogram = field(default_factory=lambda: Histogram(FAST))
+
+    @property
+    def waiting(self) -> int:
+        """Rows and moves that are in no commit yet."""
+        return len(self._waiting)
 
     @property
     def idle(self) -> bool:
@@ -67,6 +75,7 @@ class Journal:
 
     async def _write(self, batch: list[Entry]) -> None:
         self._writing = True
+        began = perf_counter()
         try:
             rows = [entry for entry in batch if entry.row is not None]
             await self._write_rows(rows)
@@ -75,6 +84,7 @@ class Journal:
             await self._write_moves([entry for entry in batch if entry.move is not None])
         finally:
             self._writing = False
+            self.seconds.observe(perf_counter() - began)
 
     # -- rows ---------------------------------------------------------------------------------------------------------
 

@@ -36,6 +36,7 @@ class JournalRow:
     config_revision: int | None
     started_at: datetime
     finished_at: datetime
+    epoch: int = 0  # under which it was written, of rows that were read
 
 
 @dataclass(slots=True)
@@ -52,6 +53,7 @@ class Start:
     parent_path: str | None = None
     options: StartOptions | None = None
     callback: str | None = None  # whom to tell of its end, as JSON text
+    trace: str | None = None  # the W3C traceparent of whoever starts it
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,6 +102,7 @@ class ClaimedRun:
     base_seq: int
     seq_floor: int
     queue: str | None = None
+    trace: str | None = None  # the W3C traceparent of whoever started it
 
 
 def claimed(agent_name: str, record: asyncpg.Record) -> ClaimedRun:
@@ -121,6 +124,7 @@ def claimed(agent_name: str, record: asyncpg.Record) -> ClaimedRun:
         base_seq=record["base_seq"],
         seq_floor=record["seq_floor"],
         queue=record["queue_name"],
+        trace=record["trace"],
     )
 
 

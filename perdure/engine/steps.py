@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import structlog
 
-from perdure.engine.branch import current
+from perdure.engine.branch import current, step_of
 from perdure.engine.calls import Call
 from perdure.engine.codec import decode, encode
 from perdure.engine.commits import write_rows
@@ -154,8 +154,13 @@ class StepCall(Call[Any]):
         reach("step.before", execution.run_id, self.name)
         host.events.step_began(self, attempt, started)
         host.steps_running += 1
+        host.counts.steps += 1
+        before = step_of.set(self)
         try:
-            value = await self._run(kwargs)
+            if execution.trace is None:
+                value = await self._run(kwargs)
+            else:
+                value = await execution.trace.step(self.name, self.path, attempt, lambda: self._run(kwargs))
         except asyncio.CancelledError as error:
             task = asyncio.current_task()
             if execution.closed or self.abandoned or (task is not None and task.cancelling()):
@@ -173,6 +178,7 @@ class StepCall(Call[Any]):
         finally:
             host.steps_running -= 1
             host.events.step_over(self)
+            step_of.reset(before)
 
     async def _run(self, kwargs: dict[str, Any]) -> Any:
         if self._spec.is_async:

@@ -17,9 +17,11 @@ from nats.aio.subscription import Subscription
 from perdure import subjects
 from perdure.bus.pull import PullConsumer
 from perdure.engine import control, runs
+from perdure.engine.branch import where
 from perdure.engine.claims import Claims
 from perdure.engine.clock import TIMER_SOON, Clock, SystemClock
 from perdure.engine.codec import encode
+from perdure.engine.counts import Counts
 from perdure.engine.definition import WorkflowDefinition
 from perdure.engine.entries import Entry
 from perdure.engine.events import Events
@@ -32,6 +34,7 @@ from perdure.engine.offer import Offer
 from perdure.engine.points import reach
 from perdure.engine.rows import ClaimedRun, JournalRow, Move
 from perdure.engine.stored import unreadable
+from perdure.observe.logging import tell_where
 from perdure.settings import Settings
 from perdure.store.failures import CONNECTION_ERRORS
 from perdure.store.postgres import Kept, Pool
@@ -42,6 +45,7 @@ if TYPE_CHECKING:
     from perdure.config.snapshot import AgentConfig
     from perdure.engine.hot_state import HotState
     from perdure.engine.steps import StepCall
+    from perdure.engine.traces import RunTraces
 
 log = structlog.get_logger(__name__)
 
@@ -75,6 +79,7 @@ class Worker:
         hot_state: HotState | None = None,
         clock: Clock | None = None,
         linger: float = 0.2,
+        traces: RunTraces | None = None,
     ) -> None:
         self.settings = settings
         self.agent_name = agent_name
@@ -88,6 +93,7 @@ class Worker:
         self.cancel_grace = 1.5
         self.fences = 0
         self.steps_running = 0
+        self.counts = Counts()
         # A transaction holds a connection while the author's code runs; the engine must not wait for one.
         self.transactions = asyncio.Semaphore(max(1, settings.pool_size - 3))
         self.loop = asyncio.get_running_loop()
@@ -97,6 +103,8 @@ class Worker:
         self.journal = Journal(Kept(pool), self._after_commit)
         self._config = config
         self._hot_state = hot_state
+        self._traces = traces
+        tell_where(where)
         self._liveness = Liveness(settings, agent_name, self._lost, self.offer)
         self._claims = Claims(self)
         self._mailbox = Mailbox(self)
@@ -242,6 +250,16 @@ class Worker:
         return self._liveness.leased and not self._draining
 
     @property
+    def leased(self) -> bool:
+        """Whether the process may start steps."""
+        return self._liveness.leased
+
+    @property
+    def claims_waiting(self) -> int:
+        """Wake-ups whose claim is not decided."""
+        return self._claims.waiting
+
+    @property
     def slots(self) -> int:
         """How many runs this process could take now, those that wake-ups wait for not counted."""
         if not self.takes or self.alone is not None:
@@ -274,7 +292,11 @@ class Worker:
         definition = self.offer.find(run.workflow, run.version)
         execution = Execution(self, run, definition, history, config, snapshots, self.process_id)
         self.executions[run.run_id] = execution
+        self.counts.claimed += 1
+        if self._traces is not None:
+            execution.trace = self._traces.claimed(run, history)
         if run.base_seq == 0 and run.seq_floor == 0 and not history:
+            self.counts.started += run.epoch == 1
             self.events.started(execution)
         if self._hot_state is not None:
             self._hot_state.note(run.run_id, run.agent_name, "running", execution.last_seq)
@@ -337,6 +359,10 @@ class Worker:
 
     def step_failed(self, call: StepCall, error: BaseException, attempt: int, pause: float | None) -> None:
         """A try of a step failed."""
+        if pause is None:
+            self.counts.steps_failed += 1
+        else:
+            self.counts.steps_retried += 1
         log.info(
             "step failed",
             action="step.failed" if pause is None else "step.retrying",
@@ -373,6 +399,7 @@ class Worker:
                     self.wake(entry.start.run_id, entry.start.agent_name)
             if entry.move is not None:
                 self.events.moved(execution, entry.move)
+                self._observe(execution, entry.move)
                 if execution.run.queue is not None:
                     self._place_is_free(execution.run.queue)
                 if entry.woken or entry.move.status == "pending":
@@ -390,6 +417,11 @@ class Worker:
             self._soon(runs.tell_parents(self.pool, self.nats, awaited))
         if sessions:
             self._soon(runs.next_turns(self.pool, self.nats, [(self.agent_name, name) for name in sessions]))
+
+    def _observe(self, execution: Execution, move: Move) -> None:
+        self.counts.moved(execution.run, move, self.clock.now().timestamp())
+        if execution.trace is not None and move.end_seq is not None:
+            execution.trace.ended(move.status)
 
     async def _patiently(self, query: Callable[[], Any]) -> Any:
         delay = 0.05

@@ -87,8 +87,13 @@ class LoopLag:
         if lag >= self._worst or now - self._worst_at > self.REMEMBER:
             self._worst, self._worst_at = max(lag, 0.0), now
 
+    @property
+    def worst(self) -> float:
+        """The longest stall of the last 30 s, in seconds."""
+        return self._worst if time.monotonic() - self._worst_at <= self.REMEMBER else 0.0
+
     async def check(self) -> Finding:
         """`warning` when something held the loop for half a second in the last 30 s."""
-        if self._worst > self.WARN_AFTER and time.monotonic() - self._worst_at <= self.REMEMBER:
+        if self.worst > self.WARN_AFTER:
             return "warning", f"the event loop was held for {self._worst:.1f} s: blocking code in an async function?"
         return "ok", f"{self._worst * 1000:.0f} ms"

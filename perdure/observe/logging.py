@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import re
 import sys
 from collections.abc import Callable, Mapping
 from typing import Any, Final
@@ -12,24 +11,21 @@ import orjson
 import structlog
 from structlog.typing import EventDict, Processor, WrappedLogger
 
+from perdure.observe import tracing
+from perdure.observe.masking import hide, hide_in_url, mask_secrets, mask_text
 from perdure.settings import Settings
 
-MASK: Final = "***"
-REFERENCE: Final = "secret://"
-DEEPEST: Final = 6
+__all__ = ["mask_secrets", "mask_text", "quiet_by_default", "set_level", "setup_logging", "tell_where"]
 
-# `max_tokens` and `tokenizer` are no secrets: the word must stand alone between separators.
-_SECRET_KEY: Final = re.compile(
-    r"(?:^|[_\-. ])(?:secret|password|passwd|token|api_?key|authorization|credentials?|private_?key)(?:$|[_\-. ])",
-    re.IGNORECASE,
-)
-_IN_TEXT: Final[tuple[tuple[re.Pattern[str], str], ...]] = (
-    (re.compile(r"(\b[a-z][a-z0-9+.-]*://[^\s:/@]*):[^\s/@]+@", re.IGNORECASE), rf"\1:{MASK}@"),
-    (re.compile(r"(\b(?:nats|tls)://)[^\s:/@]+@", re.IGNORECASE), rf"\1{MASK}@"),  # a user alone is a token there
-    (re.compile(r"\b(Bearer|Basic)\s+[A-Za-z0-9._~+/=-]{8,}", re.IGNORECASE), rf"\1 {MASK}"),
-    (re.compile(r"\bsk-[A-Za-z0-9_-]{12,}"), f"sk-{MASK}"),
-)
-_QUIET: Final = ("aiohttp.access", "asyncio", "httpcore", "httpx", "httpx2", "openai")
+_QUIET: Final = ("aiohttp.access", "asyncio", "httpcore", "httpx", "httpx2", "openai", "urllib3")
+
+_where: Callable[[], Mapping[str, str]] = dict
+
+
+def tell_where(where: Callable[[], Mapping[str, str]]) -> None:
+    """Put what `where` gives (`run_id`, `step`, `agent`, `trace_id`) on each line that does not say it itself."""
+    global _where  # noqa: PLW0603 -- one process has one engine
+    _where = where
 
 
 def setup_logging(settings: Settings, *, service: str) -> None:
@@ -37,8 +33,15 @@ def setup_logging(settings: Settings, *, service: str) -> None:
 
     `settings.log_format` overrides the choice, `settings.log_level` is the level until `set_level`.
     """
+    for url in (settings.nats_url, settings.database_url, settings.redis_url, settings.consul_http_addr):
+        hide_in_url(url)
+    for secret in (settings.consul_http_token, settings.gateway_secret):
+        hide(secret)
+    for pair in settings.encryption_keys.split(","):
+        hide(pair.partition(":")[2])
     shared: list[Processor] = [
         structlog.contextvars.merge_contextvars,
+        _add_where,
         structlog.stdlib.add_log_level,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
         _always(service=service, instance=settings.instance_id),
@@ -76,35 +79,12 @@ def set_level(level: str) -> None:
     logging.getLogger().setLevel(number)
 
 
-def mask_secrets(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:
-    """The processor that keeps secrets out: values under a secret's key, and passwords inside texts and addresses."""
-    for key, value in event.items():
-        event[key] = _masked(key, value, 0)
+def _add_where(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:
+    for key, value in _where().items():
+        event.setdefault(key, value)
+    if "trace_id" not in event and (header := tracing.current()) is not None:
+        event["trace_id"] = header.split("-")[1]
     return event
-
-
-def mask_text(text: str) -> str:
-    """`text` without the passwords of addresses, bearer tokens and API keys."""
-    for pattern, instead in _IN_TEXT:
-        text = pattern.sub(instead, text)
-    return text
-
-
-def _masked(key: str, value: Any, depth: int) -> Any:
-    if _SECRET_KEY.search(key):
-        reference = isinstance(value, str) and value.startswith(REFERENCE)
-        return value if reference or value is None or isinstance(value, bool) else MASK
-    if isinstance(value, str):
-        return mask_text(value)
-    if depth >= DEEPEST:
-        return mask_text(repr(value))
-    if isinstance(value, Mapping):
-        return {str(name): _masked(str(name), each, depth + 1) for name, each in value.items()}
-    if isinstance(value, list | tuple | set | frozenset):
-        return [_masked("", each, depth + 1) for each in value]
-    if value is None or isinstance(value, int | float):
-        return value
-    return mask_text(value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value))
 
 
 def _always(**fields: str) -> Processor:
@@ -155,6 +135,7 @@ def quiet_by_default() -> None:
         processors=[
             structlog.contextvars.merge_contextvars,
             structlog.processors.add_log_level,
+            structlog.processors.format_exc_info,
             mask_secrets,
             structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty()),
         ],

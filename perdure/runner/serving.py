@@ -32,7 +32,8 @@ class Serving:
         said = process.settings
         under = await asyncio.to_thread(pepper, said)
         gate = Gate(said, host, process.pool, process.redis, under)
-        door = Door(said, process.nats, process.pool, process.redis, process.health, gate, only=process.name)
+        ends = (process.nats, process.pool, process.redis, process.health)
+        door = Door(said, *ends, gate, only=process.name, traces=process.traces, observed=process.metrics)
         app = await asyncio.to_thread(create_app, door, version=process.version)
         server = HttpServer(app, host, port, drain=said.drain_timeout)
         await server.start()
@@ -42,6 +43,7 @@ class Serving:
     async def stop(self) -> None:
         """End the event streams, let requests end, close. Safe to repeat."""
         self._door.stopping.set()
+        self._door.observed.remove(self._door.metrics.readings)
         await self._server.stop()
         await self._door.gate.keys.stop()
         self.ended.set()

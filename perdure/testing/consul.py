@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
 import re
+import ssl
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Final, Self
 
+import aiohttp
 from aiohttp import web
 
 _UNITS: Final = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
@@ -25,6 +28,7 @@ class _Check:
     output: str
     updated: float
     critical_since: float | None = None
+    http: str | None = None  # asked by Consul itself
 
 
 @dataclass(slots=True)
@@ -63,8 +67,8 @@ class FakeConsul:
     async def __aexit__(self, *_: object) -> None:
         await self.stop()
 
-    async def start(self, port: int = 0) -> None:
-        """Listen on `port` of the loopback address; 0 takes a free one."""
+    async def start(self, port: int = 0, tls: ssl.SSLContext | None = None) -> None:
+        """Listen on `port` of the loopback address; 0 takes a free one. With `tls` over HTTPS."""
         app = web.Application(middlewares=[self._count])
         app.router.add_put("/v1/agent/service/register", self._register)
         app.router.add_put("/v1/agent/service/deregister/{id}", self._deregister)
@@ -75,7 +79,7 @@ class FakeConsul:
         app.router.add_get("/v1/health/service/{name}", self._health_service)
         self._runner = web.AppRunner(app, access_log=None)
         await self._runner.setup()
-        await web.TCPSite(self._runner, "127.0.0.1", port).start()
+        await web.TCPSite(self._runner, "127.0.0.1", port, ssl_context=tls).start()
         host, bound = self._runner.addresses[0][:2]
         self.address = f"{host}:{bound}"
 
@@ -99,6 +103,18 @@ class FakeConsul:
         self._expire()
         answer: web.StreamResponse = await handler(request)
         return answer
+
+    async def _ask(self) -> None:
+        """The HTTP checks, asked when somebody looks, where Consul asks at their intervals."""
+        asked = [check for service in self._services.values() for check in service.checks.values() if check.http]
+        async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=2)) as session:
+            for check in asked:
+                try:
+                    async with session.get(str(check.http)) as answer:
+                        good, check.output = answer.status // 100 == 2, f"HTTP GET {check.http}: {answer.status}"
+                except (aiohttp.ClientError, TimeoutError) as error:
+                    good, check.output = False, str(error)
+                _set(check, "passing" if good else "critical", self._clock())
 
     def _expire(self) -> None:
         now = self._clock()
@@ -129,20 +145,22 @@ class FakeConsul:
         for index, each in enumerate(map(_lower, given), start=1):
             default = f"service:{service_id}" + (f":{index}" if len(given) > 1 else "")
             check_id = str(each.get("checkid") or default)
-            if "ttl" not in each:
-                return web.Response(status=400, text="this fake knows TTL checks alone")
+            if "ttl" not in each and not ("http" in each and "interval" in each):
+                return web.Response(status=400, text="this fake knows TTL checks, and HTTP checks with an interval")
             after = each.get("deregistercriticalserviceafter")
             check = _Check(
                 id=check_id,
                 name=str(each.get("name") or f"Service '{name}' check"),
-                ttl=_seconds(str(each["ttl"])),
+                ttl=_seconds(str(each["ttl"])) if "ttl" in each else math.inf,
+                http=each.get("http"),
                 deregister_after=_seconds(str(after)) if after else None,
                 status="critical",
                 output="",
                 updated=self._clock(),
             )
             _set(check, str(each.get("status") or "critical"), self._clock())
-            self.told.append(check.status)
+            if check.http is None:
+                self.told.append(check.status)
             service.checks[check_id] = check
         self._services[service_id] = service
         return web.Response()
@@ -186,6 +204,7 @@ class FakeConsul:
         return web.json_response({name: sorted(tags) for name, tags in found.items()})
 
     async def _health_service(self, request: web.Request) -> web.Response:
+        await self._ask()
         entries = [
             {
                 "Node": {"Node": NODE, "Address": "127.0.0.1"},

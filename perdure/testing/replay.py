@@ -11,6 +11,7 @@ from perdure.agent.base import BaseAgent
 from perdure.config.snapshot import AgentConfig
 from perdure.engine.clock import Clock
 from perdure.engine.codec import decode, encode
+from perdure.engine.counts import Counts
 from perdure.engine.entries import Entry
 from perdure.engine.execution import Execution
 from perdure.engine.failure import describe
@@ -132,6 +133,7 @@ class _Host:
         self.clock: Clock = clock
         self.settings = Settings.model_construct()
         self.queries: Mapping[str, str] = {}
+        self.counts = Counts()
         self.events: Any = _Silent()
         self.journal: Any = self
         self.went_on = False

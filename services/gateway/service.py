@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 from typing import ClassVar
 
 from perdure.bus.service import Service
+from perdure.config.level import LevelFollower
 from perdure.edge.app import create_app
 from perdure.edge.door import Door
 from perdure.edge.gate import Gate
 from perdure.edge.keys import pepper
 from perdure.edge.server import HttpServer
 from perdure.settings import Settings
+
+
+def reached_at(host: str) -> str:
+    """The name under which others reach a server that listens on `host`."""
+    return socket.gethostname() if host in ("0.0.0.0", "::") else host  # noqa: S104 -- the user's choice
 
 
 class Gateway(Service):
@@ -27,17 +34,24 @@ class Gateway(Service):
 
     def metadata(self) -> dict[str, str]:
         """What discovery shows: where it answers."""
-        return {**super().metadata(), "url": self.server.url}
+        return {**super().metadata(), "url": self.server.url, "config_revision": self.level.revision}
 
     async def on_start(self) -> None:
         """Listen."""
+        self.level = LevelFollower(self.nats, self.settings)
+        self.spawn(self.level.run, name="log-level")
         said = self.settings
         under = await asyncio.to_thread(pepper, said)
         gate = Gate(said, said.gateway_host, self.pool, self.redis, under)
-        self.door = Door(said, self.nats, self.pool, self.redis, self.health, gate)
+        self.door = Door(
+            said, self.nats, self.pool, self.redis, self.health, gate, traces=self.traces, observed=self.metrics
+        )
         app = await asyncio.to_thread(create_app, self.door, version=self.version)
         self.server = HttpServer(app, said.gateway_host, said.gateway_port, drain=said.drain_timeout)
         self.port = self.server.port
+        self.address = reached_at(said.gateway_host)
+        named = f"[{self.address}]" if ":" in self.address else self.address
+        self.http_check = f"http://{named}:{self.port}/readyz"
         await self.server.start()
         self.logger.info("listening", action="gateway.listening", url=self.server.url)
         await gate.tell()

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
@@ -24,6 +25,8 @@ from perdure.engine.rows import Start
 from perdure.engine.start_options import DEBOUNCE_ROUNDS, StartOptions
 from perdure.errors import ApiError, Conflict, InvalidRequest, TooLarge, Unavailable
 from perdure.messages import Callback, RunStart, parse
+from perdure.observe import tracing
+from perdure.observe.metrics import Reading
 from perdure.settings import Settings
 from perdure.store.failures import CONNECTION_ERRORS
 from perdure.store.postgres import Kept, Pool
@@ -59,6 +62,7 @@ class Acceptor:
         self._settings = settings
         self._clock: Clock = clock or SystemClock()
         self._line: list[_Waiting] = []
+        self.results: Counter[str] = Counter()  # starts, by what they came to
         self._keyed = asyncio.Semaphore(KEYED)
         self._wake = asyncio.Event()
 
@@ -85,6 +89,7 @@ class Acceptor:
         )
         if said.callback is not None:
             start.callback = self._callback(said.callback)
+        start.trace = tracing.current()
         return start
 
     def _callback(self, said: Callback) -> str:
@@ -105,13 +110,17 @@ class Acceptor:
         A start with a key may be another run: `start.run_id` says which, once this is back.
         """
         if start.options is not None and start.options.keyed:
-            return await self._accept_keyed(start)
+            status = await self._accept_keyed(start)
+            self.results["accepted"] += 1
+            return status
         if len(self._line) >= LINE:
+            self.results["refused"] += 1
             raise Unavailable(f"{LINE} runs wait to be accepted; ask again in a moment")
         waiting = _Waiting(start, asyncio.get_running_loop().create_future())
         self._line.append(waiting)
         self._wake.set()
         status = await waiting.answer
+        self.results[status if status in ("accepted", "conflict") else "known"] += 1
         if status == "conflict":
             raise Conflict(f"there is a run {start.run_id!r} with another task, agent or session", run_id=start.run_id)
         return status
@@ -130,6 +139,12 @@ class Acceptor:
         if status == "pending":
             runs.wake(self._nats, start.run_id, start.agent_name)
         return status
+
+    def readings(self) -> Iterator[Reading]:
+        """What is counted of starts."""
+        for result, count in self.results.items():
+            yield "perdure_runs_accepted_total", (result,), count
+        yield "perdure_starts_waiting", (), len(self._line)
 
     async def run(self) -> None:
         """Commit until cancelled."""

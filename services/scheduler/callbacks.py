@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import random
+from collections import Counter
+from collections.abc import Iterator
 from importlib import import_module
 from typing import Any, Final
 
@@ -18,6 +20,7 @@ from perdure.config.secrets import resolve_secret
 from perdure.engine import runs
 from perdure.engine.codec import decode
 from perdure.errors import SetupError
+from perdure.observe.metrics import Reading
 from perdure.settings import Settings
 from perdure.store.failures import CONNECTION_ERRORS
 from perdure.store.postgres import Pool
@@ -46,6 +49,7 @@ class Callbacks:
         self._pool = pool
         self._nats = nats
         self._settings = settings
+        self.outcomes: Counter[str] = Counter()
         self._sender = WebhookSender(private=settings.callback_private, timeout=settings.callback_timeout)
 
     async def run(self) -> None:
@@ -61,6 +65,11 @@ class Callbacks:
                     await asyncio.sleep(LOOK_EVERY)
         finally:
             await self._sender.close()
+
+    def readings(self) -> Iterator[Reading]:
+        """What is counted of callbacks."""
+        for outcome in ("delivered", "retried", "given_up"):
+            yield "perdure_callbacks_total", (outcome,), self.outcomes[outcome]
 
     async def deliver(self) -> int:
         """Try those that are due, at most 32 at once; how many there were."""
@@ -86,6 +95,7 @@ class Callbacks:
             except NotDelivered as error:
                 await self._failed(row, error)
             else:
+                self.outcomes["delivered"] += 1
                 await self._pool.execute(_SQL["callback_delivered"], row["callback_id"])
         except CONNECTION_ERRORS as error:  # its row is taken again after a minute
             log.info("callback not noted", action="callback.not_noted", error=type(error).__name__)
@@ -135,6 +145,7 @@ class Callbacks:
 
     async def _failed(self, row: asyncpg.Record, error: NotDelivered) -> None:
         last = error.permanent or row["attempts"] >= self._settings.callback_max_attempts
+        self.outcomes["given_up" if last else "retried"] += 1
         pause = min(2.0 ** (row["attempts"] - 1), LONGEST_PAUSE) * (0.5 + random.random() / 2)  # noqa: S311 -- jitter
         wait = None if last else max(pause, error.retry_after or 0.0)
         log.warning(

@@ -7,6 +7,8 @@ A false alarm is harmless: the epoch rises with the requeue, so nothing the proc
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
+from collections.abc import Iterator
 from datetime import timedelta
 
 import asyncpg
@@ -15,6 +17,7 @@ from nats.aio.client import Client
 
 from perdure.engine import runs
 from perdure.engine.points import reach
+from perdure.observe.metrics import Reading
 from perdure.settings import Settings
 from perdure.store.failures import CONNECTION_ERRORS
 from perdure.store.postgres import Pool
@@ -35,6 +38,15 @@ class Reaper:
         self._nats = nats
         self._settings = settings
         self._trust_leases_at = 0.0
+        self.lost: Counter[str] = Counter()  # by reason
+        self.requeued = self.dead = 0
+
+    def readings(self) -> Iterator[Reading]:
+        """What is counted of losses."""
+        for reason in ("lease", "session lock"):
+            yield "perdure_processes_lost_total", (reason,), self.lost[reason]
+        yield "perdure_runs_requeued_total", (), self.requeued
+        yield "perdure_runs_dead_total", (), self.dead
 
     async def run(self) -> None:
         """Watch until cancelled."""
@@ -61,12 +73,14 @@ class Reaper:
             # It cannot have lived longer since it renewed its lease.
             doubtful = record["lease_until"] - timedelta(seconds=2 * self._settings.lease_seconds + 1)
             if await self._pool.fetchval(_SQL["bury_process"], record["process_id"], doubtful):
+                reason = "lease" if record["lease_over"] else "session lock"
+                self.lost[reason] += 1
                 log.warning(
                     "process lost",
                     action="process.lost",
                     process_id=record["process_id"],
                     agent=record["agent_name"],
-                    reason="lease" if record["lease_over"] else "session lock",
+                    reason=reason,
                 )
             reach("bury.after")
             await self.requeue(record["process_id"])
@@ -93,8 +107,10 @@ class Reaper:
 
     async def _tell(self, record: asyncpg.Record) -> None:
         if record["status"] == "pending":
+            self.requeued += 1
             runs.wake(self._nats, record["run_id"], record["agent_name"])
             return
+        self.dead += 1
         runs.tell_end(self._nats, record["run_id"], record["agent_name"], "dead", record["end_seq"], record["error"])
         if record["parent_run_id"] is not None or record["joined"]:
             await runs.tell_parents(self._pool, self._nats, [record["run_id"]])

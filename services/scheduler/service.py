@@ -10,10 +10,13 @@ from typing import ClassVar
 from perdure import subjects
 from perdure.bus.service import Service
 from perdure.bus.streams import ensure_streams
+from perdure.config.level import LevelFollower
 from perdure.engine.clock import Clock, SystemClock
+from perdure.observe.metrics import Source
 from perdure.settings import Settings
 from services.scheduler.accept import Acceptor
 from services.scheduler.ask import Asks
+from services.scheduler.backlog import Backlog
 from services.scheduler.callbacks import Callbacks
 from services.scheduler.payloads import Cleaner, Payloads
 from services.scheduler.queues import Queues
@@ -37,6 +40,11 @@ class Scheduler(Service):
         self._clock: Clock = clock or SystemClock()
         self._intake: TaskIntake | None = None
         self._sweeper: Sweeper | None = None
+        self._level: LevelFollower | None = None
+
+    def metadata(self) -> dict[str, str]:
+        """What discovery shows: the revision of the configuration of all, which sets its log level."""
+        return {**super().metadata(), "config_revision": self._level.revision if self._level else ""}
 
     async def on_start(self) -> None:
         """Streams, endpoints, loops."""
@@ -57,9 +65,13 @@ class Scheduler(Service):
         self.spawn(reaper.run, name="reaper")
         self.spawn(Cleaner(self.pool).run, name="payloads")
         self.spawn(queues.run, name="queues")
-        self.spawn(Callbacks(self.pool, self.nats, self.settings).run, name="callbacks")
+        callbacks = Callbacks(self.pool, self.nats, self.settings)
+        self.spawn(callbacks.run, name="callbacks")
         self.spawn(Ticker(self.pool, self.nats, self._clock).run, name="schedules")
         self.spawn(self._intake.run, name="tasks")
+        self._level = LevelFollower(self.nats, self.settings)
+        self.spawn(self._level.run, name="log-level")
+        self._show(acceptor.readings, self._sweeper.readings, reaper.readings, callbacks.readings)
         await asks.open()
         await queues.open()
         queue = subjects.QUEUE_SCHEDULER
@@ -74,6 +86,15 @@ class Scheduler(Service):
         await self.endpoint("queues", subjects.QUEUE_LIST, queues.list, queue=queue)
         for name, handler in ScheduleRequests(self.pool, self.nats, self._clock).handlers().items():
             await self.endpoint(f"schedule-{name}", f"{subjects.SCHEDULE}.{name}", handler, queue=queue)
+
+    def _show(self, *sources: Source) -> None:
+        """Tell what these parts count, and what waits in Postgres if somebody may ask."""
+        for source in sources:
+            self.metrics.add(source)
+        if self.settings.metrics_port is not None:
+            backlog = Backlog(self.pool)
+            self.metrics.add(backlog.readings)
+            self.spawn(backlog.run, name="backlog")
 
     async def on_reconnect(self) -> None:
         """NATS was away, and its streams may be gone; what was pending is dispatched again."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 
 import structlog
@@ -14,6 +15,7 @@ from perdure import subjects
 from perdure.engine import control, queues, runs
 from perdure.engine.clock import TIMER_SOON, Clock
 from perdure.engine.points import reach
+from perdure.observe.metrics import Reading
 from perdure.settings import Settings
 from perdure.store.postgres import Pool
 from perdure.store.queries import load_queries
@@ -37,6 +39,12 @@ class Sweeper:
         self._hurry = asyncio.Event()
         self._sooner = asyncio.Event()
         self._ends = UntoldEnds(pool, nats)
+        self.redispatched = self.fired = 0
+
+    def readings(self) -> Iterator[Reading]:
+        """What is counted of wake-ups."""
+        yield "perdure_runs_redispatched_total", (), self.redispatched
+        yield "perdure_timers_fired_total", (), self.fired
 
     def hurry(self) -> None:
         """Sweep now: wake-ups were probably lost."""
@@ -73,6 +81,7 @@ class Sweeper:
             reach("timers.after")
         if unplaced := [record["run_id"] for record in records if record["unplaced"]]:
             await queues.place(self._pool, unplaced, own=False)
+        self.fired += len(records)
         for record in records:
             runs.wake(self._nats, record["run_id"], record["agent_name"])
         return len(records)
@@ -102,6 +111,7 @@ class Sweeper:
             reach("outbox.after")
         for record in records:
             runs.wake(self._nats, record["run_id"], record["agent_name"])
+        self.redispatched += len(records)
         if records:
             log.info("dispatched again", action="sweep.redispatched", runs=len(records))
         return len(records)

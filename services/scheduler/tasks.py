@@ -15,6 +15,7 @@ from perdure.engine.codec import short_hash
 from perdure.engine.points import reach
 from perdure.errors import ApiError, Conflict, Unavailable
 from perdure.messages import RunStart, parse
+from perdure.observe import tracing
 from services.scheduler.accept import Acceptor
 
 log = structlog.get_logger(__name__)
@@ -64,6 +65,7 @@ class TaskIntake:
             agent = subjects.agent_name(message.subject.removeprefix(f"{subjects.TASK}."))
             said = parse(RunStart, message.data)
             start = self._acceptor.of(agent, said, len(message.data))
+            start.trace = tracing.told(message.headers)
             if said.run_id is None:
                 start.run_id = run_id_of(agent, message)
             reach("task.before", start.run_id)

@@ -4,16 +4,22 @@ from __future__ import annotations
 
 import asyncio
 import os
+import ssl
 from uuid import uuid4
 
 import aiohttp
 import pytest
+import trustme
+from pydantic import BaseModel
 
+from perdure import BaseAgent, Context, workflow
 from perdure.bus.service import Service
 from perdure.observe.consul import ConsulRegistration
 from perdure.observe.health import Health
 from perdure.settings import Settings
 from perdure.testing.consul import FakeConsul
+from tests.edge_support import web
+from tests.platform import in_process
 from tests.support import eventually
 
 REAL = os.environ.get("CONSUL_HTTP_ADDR")
@@ -229,6 +235,97 @@ async def test_a_service_is_in_consul_from_start_to_drain(settings, fake):
     assert entry["Service"]["Meta"]["version"] == service.version
     await service.stop()
     assert await entries(fake.address, "clerk") == []
+
+
+async def test_every_process_of_a_platform_is_there_with_its_version_and_revision(settings, nc, fake):
+    class Clerk(BaseAgent):
+        @workflow
+        async def run(self, ctx: Context, task: str) -> str:
+            return task
+
+    said = settings.model_copy(update={"consul_http_addr": fake.address})
+    async with in_process(said, nc, Clerk) as platform, web(said, platform) as door:
+        await platform.request("config.set.clerk", {"configurations": {"log_level": "info"}})
+        for name in ("config-manager", "scheduler", "clerk", "gateway"):
+            (entry,) = await eventually(lambda name=name: entries(fake.address, name), message=name)
+            assert entry["Service"]["Meta"]["version"]
+            assert "config_revision" in entry["Service"]["Meta"]
+        (entry,) = await entries(fake.address, "gateway")
+        assert (entry["Service"]["Address"], entry["Service"]["Port"]) == ("127.0.0.1", door.gateway.port)
+
+        async def asked(wanted: str) -> bool:
+            (entry,) = await entries(fake.address, "gateway")
+            checks = {each["CheckID"].rpartition("-")[2]: each["Status"] for each in entry["Checks"]}
+            assert checks["ttl"] in ("passing", "warning")  # a machine that is busy may hold its loop
+            return checks["http"] == wanted
+
+        await eventually(lambda: asked("passing"))
+        door.gateway.door.stopping.set()  # it takes no more requests: Consul sees so itself
+        await eventually(lambda: asked("critical"))
+    assert (await call(fake, "GET", "/v1/agent/services"))[1] == {}
+
+
+async def test_a_held_value_makes_the_agent_a_warning_and_never_critical(settings, nc, pool):
+    class Clerk(BaseAgent):
+        class Settings(BaseModel):
+            pace: int = 1
+
+        @workflow
+        async def run(self, ctx: Context, task: str) -> str:
+            return task
+
+    async with in_process(settings, nc, Clerk) as platform:
+        agent = platform.services[-1]
+        await pool.execute("INSERT INTO agent_configurations VALUES ('clerk', 'pace', 'fast')")
+
+        async def warned():
+            report = await agent.health.report()
+            held = report["checks"]["config"]
+            return (report["status"], held["status"]) == ("warning", "warning") and "pace is held" in held["text"]
+
+        await eventually(warned)
+        await pool.execute("UPDATE agent_configurations SET config_value = '2' WHERE agent_name = 'clerk'")
+
+        async def well():
+            checks = (await agent.health.report())["checks"]
+            return checks["config"]["status"] == checks["lease"]["status"] == "ok"
+
+        await eventually(well)
+
+
+async def test_consul_over_tls_is_believed_by_its_authority_alone(running, monkeypatch, tmp_path):
+    authority = trustme.CA()
+    server, client = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH), authority.issue_cert("perdure")
+    authority.issue_cert("127.0.0.1").configure_cert(server)
+    authority.configure_trust(server)
+    server.verify_mode = ssl.CERT_REQUIRED
+    fake = FakeConsul()
+    await fake.start(tls=server)
+    try:
+        address = f"https://{fake.address}"
+        stranger = register(address, ttl=0.3)
+        running(stranger)
+        await eventually(lambda: not stranger._reachable)
+        authority.cert_pem.write_to_path(tmp_path / "ca.pem")
+        client.private_key_and_cert_chain_pem.write_to_path(tmp_path / "client.pem")
+        monkeypatch.setenv("CONSUL_CACERT", str(tmp_path / "ca.pem"))
+        monkeypatch.setenv("CONSUL_CLIENT_CERT", str(tmp_path / "client.pem"))
+        monkeypatch.setenv("CONSUL_CLIENT_KEY", str(tmp_path / "client.pem"))
+        known = register(address, ttl=0.3)
+        running(known)
+        await eventually(lambda: known.service_id in fake._services)
+        assert stranger.service_id not in fake._services
+        monkeypatch.setenv("CONSUL_CACERT", str(tmp_path / "nowhere.pem"))
+        from structlog.testing import capture_logs
+
+        with capture_logs() as lines:
+            await register(address).run()
+        assert "CONSUL_CACERT" in lines[0]["error"]
+        monkeypatch.setenv("CONSUL_CACERT", str(tmp_path / "ca.pem"))
+    finally:
+        for name in ("CONSUL_CACERT", "CONSUL_CLIENT_CERT", "CONSUL_CLIENT_KEY"):
+            monkeypatch.delenv(name)
+        await fake.stop()
 
 
 # -- the fake itself, as Consul's HTTP API is documented ---------------------------------------------------------------

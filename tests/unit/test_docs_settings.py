@@ -16,12 +16,15 @@ from perdure.config.keys import DurableAgentSettings
 from perdure.engine.points import AGENT, SCHEDULER
 from perdure.errors import API_ERRORS, RunFailed
 from perdure.llm.providers import PROVIDERS
+from perdure.observe.catalogue import CATALOGUE
 from perdure.settings import Settings
 from tests.docs import IDS, PAGES, ROOT, section
 
 REFERENCE = ROOT / "docs" / "reference"
 OTHERS = {
     *("OPENAI_API_KEY", "OPENAI_BASE_URL", "PERDURE_OFFLINE_MODEL_URL", "PERDURE_CONSOLE_URL"),
+    *("OTEL_SERVICE_NAME", "OTEL_TRACES_SAMPLER", "OTEL_EXPORTER_OTLP_HEADERS"),
+    *("CONSUL_HTTP_SSL", "CONSUL_HTTP_SSL_VERIFY", "CONSUL_CACERT", "CONSUL_CLIENT_CERT", "CONSUL_CLIENT_KEY"),
     *(provider.key_variable for provider in PROVIDERS.values() if provider.key_variable),
 }
 COMPOSE = {
@@ -88,6 +91,14 @@ def test_the_reference_of_events_lists_every_end():
 def test_the_points_at_which_a_crash_may_strike_are_listed():
     listed = rows((REFERENCE / "crash-points.md").read_text())
     assert [tuple(row) for row in listed] == [*AGENT.items(), *SCHEDULER.items()]
+
+
+def test_the_reference_of_metrics_lists_every_one_with_its_labels():
+    listed = [
+        (row[0], row[1], row[2].replace("`", "").split(), row[3])
+        for row in rows((REFERENCE / "metrics.md").read_text())
+    ]
+    assert listed == [(each.name, each.kind, [*each.labels], each.help) for each in CATALOGUE.values()]
 
 
 def test_every_dependency_has_its_reason():

@@ -8,7 +8,21 @@ import sys
 import pytest
 
 # What each line must not load; `import perdure` must load nothing that is not the standard library's.
-HEAVY = ("openai", "mcp", "a2a", "httpx2", "fastapi", "starlette", "typer", "jsonschema", "ruamel", "consul", "uvloop")
+HEAVY = (
+    "openai",
+    "mcp",
+    "a2a",
+    "httpx2",
+    "fastapi",
+    "starlette",
+    "typer",
+    "jsonschema",
+    "ruamel",
+    "consul",
+    "uvloop",
+    "opentelemetry",
+    "prometheus_client",
+)
 
 
 def loaded_by(line: str) -> set[str]:

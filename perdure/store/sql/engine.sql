@@ -69,7 +69,7 @@ UPDATE runs SET
   version = wanted.version, source_hash = COALESCE(runs.source_hash, wanted.source_hash),
   attempts = runs.attempts + 1, dispatches = 0
 FROM wanted WHERE runs.run_id = wanted.run_id
-RETURNING runs.run_id, runs.epoch, runs.workflow, runs.version, runs.session_id, runs.parent_run_id, runs.parent_path,
+RETURNING runs.run_id, runs.epoch, runs.workflow, runs.version, runs.session_id, runs.parent_run_id, runs.trace,
           runs.task, runs.attempts, runs.config_revision, runs.config_hash, runs.cancel_reason, runs.started_at,
           runs.base_seq, runs.seq_floor, runs.queue_name
 
@@ -108,7 +108,7 @@ WHERE r.run_id = ANY($1::text[]) AND r.status = 'pending'
 
 -- name: history
 -- Read in a statement after the claim's: nothing can be added to these rows but by the new epoch. OFFSET 0 keeps it one
--- look into the index a run, whatever the statistics say of the size of a journal. The columns up to `finished_at` are the
+-- look into the index a run, whatever the statistics say of the size of a journal. The columns up to `epoch` are the
 -- fields of `JournalRow`, in their order.
 SELECT j.*, wanted.run_id
 FROM unnest($1::text[], $2::bigint[]) AS wanted (run_id, base_seq) CROSS JOIN LATERAL (

@@ -7,8 +7,8 @@
 WITH input AS (
   SELECT *, row_number() OVER (PARTITION BY queue_name, priority, fair_key ORDER BY at) - 1 AS nth
   FROM unnest($1::text[], $2::text[], $3::text[], $4::text[], $5::text[], $6::text[], $7::text[], $8::text[],
-              $9::text[], $10::integer[], $11::text[], $12::timestamptz[]) WITH ORDINALITY
-    AS input (run_id, agent_name, workflow, session_id, task, task_hash, parent_run_id, parent_path,
+              $9::text[], $10::text[], $11::integer[], $12::text[], $13::timestamptz[]) WITH ORDINALITY
+    AS input (run_id, agent_name, workflow, session_id, task, task_hash, parent_run_id, parent_path, trace,
               queue_name, priority, fair_key, wake_at, at)
 ), named AS (
   INSERT INTO queues (queue_name) SELECT DISTINCT queue_name FROM input WHERE queue_name IS NOT NULL
@@ -27,10 +27,10 @@ WITH input AS (
     WHERE r.queue_name = p.queue_name AND r.priority = p.priority AND r.status = 'pending' AND r.started_at IS NULL
     ORDER BY r.fair_rank LIMIT 1) AS head ON TRUE
 )
-INSERT INTO runs (run_id, agent_name, workflow, session_id, task, task_hash, parent_run_id, parent_path,
+INSERT INTO runs (run_id, agent_name, workflow, session_id, task, task_hash, parent_run_id, parent_path, trace,
                   queue_name, priority, fair_key, fair_rank, status, wake_at)
 SELECT i.run_id, i.agent_name, i.workflow, i.session_id, i.task::json, i.task_hash, i.parent_run_id, i.parent_path,
-       i.queue_name, i.priority, i.fair_key, COALESCE(places.first_rank + i.nth, 0),
+       i.trace, i.queue_name, i.priority, i.fair_key, COALESCE(places.first_rank + i.nth, 0),
        CASE WHEN i.wake_at IS NULL THEN 'pending' ELSE 'waiting' END, i.wake_at
 FROM input AS i LEFT JOIN places USING (queue_name, priority, fair_key)
 ORDER BY i.at
@@ -115,7 +115,7 @@ WITH holder AS (
     attempts = runs.attempts + 1, dispatches = 0
   FROM wanted WHERE runs.run_id = wanted.run_id
   RETURNING wanted.nth, wanted.begun, runs.run_id, runs.epoch, runs.workflow, runs.version, runs.session_id,
-            runs.parent_run_id, runs.parent_path, runs.task, runs.attempts, runs.config_revision, runs.config_hash,
+            runs.parent_run_id, runs.trace, runs.task, runs.attempts, runs.config_revision, runs.config_hash,
             runs.cancel_reason, runs.started_at, runs.base_seq, runs.seq_floor, runs.queue_name
 ), counted AS (
   INSERT INTO queue_starts (queue_name, started_at)

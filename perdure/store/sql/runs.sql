@@ -9,15 +9,16 @@ FROM (SELECT DISTINCT hashtext(name) AS key FROM unnest($1::text[]) AS name ORDE
 -- Takes the locks of `lock_sessions` itself, so that it needs no transaction around it: a row, and with it its number in
 -- the order of turns, is made only when `locked` has been counted.
 WITH input AS (
-  SELECT * FROM unnest($1::text[], $2::text[], $3::text[], $4::text[], $5::text[], $6::text[], $7::text[], $8::text[])
-    AS t (run_id, agent_name, workflow, session_id, task, task_hash, parent_run_id, parent_path)
+  SELECT * FROM unnest($1::text[], $2::text[], $3::text[], $4::text[], $5::text[], $6::text[], $7::text[], $8::text[],
+                       $9::text[])
+    AS t (run_id, agent_name, workflow, session_id, task, task_hash, parent_run_id, parent_path, trace)
 ), locked AS MATERIALIZED (
   SELECT pg_advisory_xact_lock(1346719300, key)
   FROM (SELECT DISTINCT hashtext(agent_name || '/' || session_id) AS key FROM input WHERE session_id IS NOT NULL
         ORDER BY 1) AS wanted
 )
-INSERT INTO runs (run_id, agent_name, workflow, session_id, task, task_hash, parent_run_id, parent_path)
-SELECT run_id, agent_name, workflow, session_id, task::json, task_hash, parent_run_id, parent_path
+INSERT INTO runs (run_id, agent_name, workflow, session_id, task, task_hash, parent_run_id, parent_path, trace)
+SELECT run_id, agent_name, workflow, session_id, task::json, task_hash, parent_run_id, parent_path, trace
 FROM input CROSS JOIN (SELECT count(*) FROM locked) AS after
 ON CONFLICT (run_id) DO NOTHING
 RETURNING run_id

@@ -71,7 +71,7 @@ async def test_a_claim_reads_no_more_of_the_line_than_it_takes(settings, nc, poo
 
 
 async def test_what_else_happens_in_a_queue_reads_no_more_than_it_names(pool, full):
-    row = (["new"], ["queued"], ["run"], [None], ["{}"], ["h"], [None], [None], ["line"], [1], ["k7"], [None])
+    row = (["new"], ["queued"], ["run"], [None], ["{}"], ["h"], [None], [None], [None], ["line"], [1], ["k7"], [None])
     assert await scanned(pool, SQL["accept_queued"], *row) == set()
     assert await rows_read(pool, SQL["accept_queued"], *row) < 20
     assert await scanned(pool, SQL["place"], ["new"], False) == set()
