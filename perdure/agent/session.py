@@ -10,6 +10,7 @@ from typing import Any, Final
 import orjson
 
 from perdure.agent.kept import message_spot, opened, result_spots, sealed, summary_spot, unsealed
+from perdure.engine.at_once import NO_ROW, Columns
 from perdure.errors import PermanentError
 from perdure.llm.types import Message
 from perdure.store.postgres import Connection, Pool
@@ -119,11 +120,24 @@ class Sessions:
         self._cache: OrderedDict[tuple[str, int], _Cached] = OrderedDict()
         self._chars = 0
 
+    async def open_at_once(
+        self, connection: Connection, session: str, run_id: str, prompt: Any, columns: Columns
+    ) -> str | None:
+        """The same as `open_turn` with the row that `columns` begin, in one statement: the row's result.
+
+        None, and no row, when there is more to do than one statement can: then `open_turn` does it all.
+        """
+        said = [] if prompt is None else [dump({"role": "user", "content": prompt})]
+        found = await connection.fetchrow(_SQL["open_turn"], self._agent, session, run_id, said, *columns)
+        assert found is not None  # noqa: S101  (INSERT … DO UPDATE always returns its row)
+        row: str | None = found["row"]
+        return row
+
     async def open_turn(self, connection: Connection, session: str, run_id: str, prompt: Any) -> Opened:
         """Begin a turn: take in finished background results, then the user's message (`None`: there is none)."""
         said: list[Message] = [] if prompt is None else [{"role": "user", "content": prompt}]
         stored = [sealed(connection, dump(message), message_spot(self._agent, session)) for message in said]
-        row = await connection.fetchrow(_SQL["open_turn"], self._agent, session, run_id, stored)
+        row = await connection.fetchrow(_SQL["open_turn"], self._agent, session, run_id, stored, *NO_ROW[:-1])
         assert row is not None  # noqa: S101  (INSERT … DO UPDATE always returns its row)
         if row["turn_run_id"] != run_id:
             return Opened(busy=row["turn_run_id"])
@@ -172,16 +186,19 @@ class Sessions:
         *,
         close: bool,
         cost: tuple[int, int, float] = (0, 0, 0.0),
+        columns: Columns = NO_ROW,
     ) -> int:
         """Append messages (JSON texts) and say at which seq the first of them stands; `close` ends the turn.
 
-        `cost` is what they cost: tokens read, tokens written, money.
+        `cost` is what they cost: tokens read, tokens written, money. `columns` are a step's row, to be written with it.
 
         Raises `PermanentError` when the turn is not this run's: nothing is written.
         """
         spot = message_spot(self._agent, session)
         stored = [sealed(connection, message, spot) for message in messages]
-        first = await connection.fetchval(_SQL["append_messages"], self._agent, session, run_id, stored, close, *cost)
+        first = await connection.fetchval(
+            _SQL["append_messages"], self._agent, session, run_id, stored, close, *cost, *columns
+        )
         if first is None:
             raise PermanentError(f"session {session} is not in a turn of run {run_id}: nothing was appended")
         return int(first)

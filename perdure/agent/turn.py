@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, cast
 
 import orjson
 import structlog
@@ -21,11 +21,12 @@ from perdure.agent.tool_calls import failed_with
 from perdure.agent.tools import Tool
 from perdure.agent.users import read_user
 from perdure.engine import Context
+from perdure.engine.at_once import Columns
 from perdure.engine.codec import short_hash
-from perdure.engine.committed_step import Also
+from perdure.engine.committed_step import Also, short_transaction
 from perdure.errors import InvalidRequest, PermanentError, RunFailed
 from perdure.llm.types import Message, ModelReply, ToolRequest
-from perdure.store.postgres import Connection, keeps_session
+from perdure.store.postgres import Connection, PooledConnection, keeps_session
 
 if TYPE_CHECKING:
     from perdure.agent.durable import DurableAgent
@@ -130,8 +131,15 @@ class Turn:
         async def open_turn(connection: Connection, session: str, prompt: Any) -> Opened:
             return await agent.sessions.open_turn(connection, session, run_id, prompt)
 
+        async def at_once(connection: PooledConnection, columns: Columns) -> str | None:
+            return await agent.sessions.open_at_once(
+                cast("Connection", connection), self.session, run_id, self.prompt, columns[:-1]
+            )
+
         while True:
-            opened = await self.ctx.transaction("open turn", open_turn, self.session, self.prompt)
+            opened = await short_transaction(
+                self.ctx, "open turn", open_turn, self.session, self.prompt, statement=at_once
+            )
             if opened.busy is None:
                 break
             await self.ctx.sleep("another turn is open", wait)
@@ -162,10 +170,11 @@ class Turn:
         spent.add(reply)
         cost = spent.since(self._told)
 
-        async def close(connection: Connection) -> None:
+        async def close(connection: Connection, columns: Columns) -> None:
             self._closed_at = await self.agent.sessions.append(
-                connection, self.session, self.ctx.run_id, [dump(assistant(reply))], close=True, cost=cost
-            )
+                connection, self.session, self.ctx.run_id, [dump(assistant(reply))],
+                close=True, cost=cost, columns=columns,
+            )  # fmt: skip
 
         return close
 

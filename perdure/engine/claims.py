@@ -132,11 +132,13 @@ class Claims:
         try:
             held = await worker.pool.fetch(worker.queries["held"], worker.process_id)
             orphans = [row for row in held if row["run_id"] not in worker.executions]
-            if orphans:
-                log.warning("runs without an execution are given back", action="claim.orphans", runs=len(orphans))
-                for record in await worker.pool.fetch(
+            if orphans:  # or runs that ended while the answer was on its way: those are not given back
+                given = await worker.pool.fetch(
                     worker.queries["release"], [row["run_id"] for row in orphans], [row["epoch"] for row in orphans]
-                ):
+                )
+                if given:
+                    log.warning("runs without an execution are given back", action="claim.orphans", runs=len(given))
+                for record in given:
                     worker.wake(record["run_id"], record["agent_name"])
         except CONNECTION_ERRORS as error:
             log.info("audit postponed", action="claim.audit_failed", error=type(error).__name__)

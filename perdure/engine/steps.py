@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import structlog
 
+from perdure.engine.at_once import Fenced
 from perdure.engine.branch import current, step_of
 from perdure.engine.calls import Call
 from perdure.engine.codec import decode, encode
@@ -273,10 +274,6 @@ def _step_error(name: str, row: JournalRow) -> PerdureError | TypeError:
     if cause.pop("untravelable", False):
         return TypeError(cause["message"])
     return StepFailed(name, row.attempt, cause)
-
-
-class Fenced(RunSuspended):
-    """A transaction found that the run is another process's."""
 
 
 class TransactionCall(StepCall):

@@ -18,16 +18,15 @@ TRANSACTION = (*STEP, "transaction.written")
 # Each point of each step of the conversation: seven model calls, six tools, six appends, between claim and end.
 EVERY = [
     *(f"{point}//1" for point in ("claim.before", "claim.after", "claim.begun", "end.before", "end.after")),
-    *(f"{point}/open turn/1" for point in TRANSACTION),
+    *(f"{point}/open turn/1" for point in STEP),
     *(f"{point}/model/{n}" for n in range(1, 8) for point in STEP),
-    "transaction.written/model/1",  # the last answer, whose row closes the turn, too
     *(f"{point}/tool:write/{n}" for n in range(1, 7) for point in STEP),
     *(f"{point}/append/{n}" for n in range(1, 7) for point in TRANSACTION),
 ]
 # All of them take minutes (PERDURE_ALL_KILLS): a usual run takes one of each kind, all over the conversation.
 SOME = [
-    "transaction.written/open turn/1", "step.after_effect/tool:write/2", "step.before_commit/model/3",
-    "step.after_commit/tool:write/4", "transaction.written/append/6", "transaction.written/model/1",
+    "step.after_commit/open turn/1", "step.after_effect/tool:write/2", "step.before_commit/model/3",
+    "step.after_commit/tool:write/4", "transaction.written/append/6", "step.after_commit/model/7",
 ]  # fmt: skip
 POINTS = EVERY if os.environ.get("PERDURE_ALL_KILLS") else SOME
 

@@ -405,6 +405,9 @@ SELECT 1 FROM runs WHERE run_id = $1 FOR NO KEY UPDATE
 -- name: has_row
 SELECT EXISTS (SELECT 1 FROM journal WHERE run_id = $1 AND seq = $2 AND epoch = $3)
 
+-- name: row_result
+SELECT result FROM journal WHERE run_id = $1 AND seq = $2 AND epoch = $3
+
 -- name: held
 SELECT run_id, epoch FROM runs WHERE process_id = $1 AND status = 'running'
 

@@ -1,8 +1,10 @@
--- Conversations. Every write of a turn stands in a transaction that also writes a journal row.
+-- Conversations. Every write of a turn is one commit with a journal row: in a transaction, or, where the last
+-- parameters are that row, by the statement itself (`journal_row`, migrations/0034_journal_row.sql).
 
 -- name: open_turn
 -- The row is locked until the commit. Another run's turn that is still open keeps the session. With nothing in the
--- background the messages $4 are appended at once; else results of it come first, in statements of their own.
+-- background the messages $4 are appended at once, with the row $5 to $14 if there is one, whose result is `row`; else
+-- results of it come first, in statements of their own.
 WITH background AS (
   SELECT EXISTS (SELECT FROM session_results WHERE agent_name = $1 AND session_id = $2 AND seq IS NULL) AS waits
 ), turn AS (
@@ -30,7 +32,12 @@ WITH background AS (
   FROM turn, unnest($4::text[]) WITH ORDINALITY AS m (message, at)
   WHERE turn.appended
 )
-SELECT * FROM turn
+SELECT turn.*, CASE WHEN turn.appended AND $6::bigint IS NOT NULL THEN
+  journal_row($3, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, json_build_object(
+    'first', first_seq, 'upto', next_seq - 1, 'tokens', tokens, 'cost', cost, 'summary_upto', summary_upto,
+    'summary', CASE WHEN summary_upto >= first_seq THEN summary END, 'born', born))
+  END AS row
+FROM turn
 
 -- name: open_results
 -- What was scheduled and is not in the conversation yet; a child run that ended without a word counts as ended.
@@ -51,7 +58,8 @@ WHERE agent_name = $1 AND session_id = $2 AND call_id = ANY ($4::text[])
 
 -- name: append_messages
 -- Appends for the run that holds the turn ($3), or takes up a turn that nobody holds (a run that was resumed).
--- $5 closes the turn; $6 to $8 is what the messages cost. Returns the first seq, or no row for another's turn.
+-- $5 closes the turn; $6 to $8 is what the messages cost; $9 to $19 is the step's row, if there is one. Returns the
+-- first seq, or no row for another's turn.
 WITH taken AS (
   UPDATE sessions SET next_seq = next_seq + cardinality($4::text[]), updated_at = now(),
          turn_run_id = CASE WHEN $5 THEN NULL ELSE $3 END,
@@ -64,7 +72,9 @@ WITH taken AS (
   SELECT $1, $2, taken.first + m.at - 1, $3, m.message::json
   FROM taken, unnest($4::text[]) WITH ORDINALITY AS m (message, at)
 )
-SELECT first FROM taken
+SELECT first, CASE WHEN $10::bigint IS NOT NULL THEN
+  journal_row($3, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19::json) END AS row
+FROM taken
 
 -- name: read_messages
 SELECT seq, message FROM session_messages
