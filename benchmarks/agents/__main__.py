@@ -90,12 +90,15 @@ async def replicas(bench: Bench, environment: dict[str, str], agent: str, number
             started[f"{agent}-{at}"] = await asyncio.create_subprocess_exec(*program, env=said, stdout=DEVNULL)
         bench.pids |= {name: process.pid for name, process in started.items()}
         while await bench.database.fetchval(LIVE, agent) < before + len(started):
+            if ended := [name for name, process in started.items() if process.returncode is not None]:
+                raise RuntimeError(f"{', '.join(ended)} did not start")
             await asyncio.sleep(0.05)
         await bench.talk(f"warm-{agent}-{numbers.stop}", 8, 80, agent=agent)
         yield
     finally:
         for name, process in started.items():
-            process.terminate()
+            if process.returncode is None:
+                process.terminate()
             await process.wait()
             bench.pids.pop(name, None)
         while await bench.database.fetchval(LIVE, agent) > before:
