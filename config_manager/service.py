@@ -40,6 +40,7 @@ from perdure.config.schema import hash_of_schema
 from perdure.errors import InvalidRequest, NotFound, SetupError, TooLarge
 from perdure.observe.health import Finding
 from perdure.settings import Settings
+from perdure.store.audit_seals import Sealing
 from perdure.store.postgres import connect_direct, create_pool, unreachable
 from perdure.store.redis import key_of
 from perdure.subjects import GLOBAL_LAYER
@@ -105,6 +106,7 @@ class ConfigManager(Service):
         self.spawn(self.rollouts.run, name="config-rollouts")
         self.upkeep = Upkeep(self.settings, self.pool, self.redis, self.table)
         self.spawn(lambda: self.upkeep.run(lambda: self.sync.leading), name="config-upkeep")
+        self.spawn(Sealing(self.pool, self.settings, "configuration").run, name="audit")
         with suppress(TimeoutError):  # it goes on trying, and says so
             async with asyncio.timeout(FIRST_LISTEN):
                 await self.sync.started.wait()

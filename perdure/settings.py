@@ -20,7 +20,10 @@ DEFAULT_DATABASE_URL = "postgresql://perdure@127.0.0.1:5432/perdure"
 DEFAULT_REDIS_URL = "redis://127.0.0.1:6379/0"
 
 
-_MAY_BE_EMPTY = ("nats_user", "nats_password", "nats_credentials", "nats_nkey")
+_MAY_BE_EMPTY = (
+    *("audit_key", "nats_user", "nats_password", "nats_credentials", "nats_nkey", "tls_ca", "tls_cert", "tls_key"),
+    *("gateway_tls_cert", "gateway_tls_key", "gateway_tls_client_ca"),
+)
 
 
 def _shared(name: str) -> AliasChoices:
@@ -53,7 +56,7 @@ class Settings(BaseSettings):
         "", pattern=r"^([a-z0-9][a-z0-9-]{0,29})?$", description="environment, such as staging; empty: none"
     )
 
-    # -- who this process is to the servers --
+    # -- who this process is to the servers, and TLS --
     nats_user: str | None = Field(None, description="when it is not in NATS_URL")
     nats_password: str | None = Field(None, repr=False)
     nats_credentials: Path | None = Field(None, description="a .creds file: a JWT and its seed")
@@ -61,6 +64,10 @@ class Settings(BaseSettings):
     nats_inbox_prefix: str = Field(
         "", pattern=r"^(_INBOX(\.[A-Za-z0-9_-]+)+)?$", description="empty: _INBOX.<user> when there is a user"
     )
+    tls_ca: str | None = Field(None, description="PEM of the authority to trust, or `system`; TLS is on with it")
+    tls_cert: Path | None = Field(None, description="PEM of this process's certificate, for servers that ask for one")
+    tls_key: Path | None = None
+    tls_for: str = Field("nats,postgres,redis", description="the servers that are spoken to by TLS")
 
     # -- this process --
     instance_id: str = Field(default_factory=_new_instance_id, pattern=r"^[A-Za-z0-9_-]{1,128}$")
@@ -102,6 +109,10 @@ class Settings(BaseSettings):
     console_port: int = Field(8080, ge=0, le=65_535)
     gateway_url: str = Field("http://127.0.0.1:8000", pattern=r"^https?://", description="the gateway that is asked")
 
+    # -- the audit log --
+    audit_key: str | None = Field(None, repr=False, description="under which acts are sealed; else plain hashes")
+    audit_days: float = Field(365.0, ge=0, description="age at which acts are removed, a day at least; 0: never")
+
     # -- the gateway --
     gateway_host: str = "127.0.0.1"
     gateway_port: int = Field(8000, ge=0, le=65_535)
@@ -116,6 +127,9 @@ class Settings(BaseSettings):
     gateway_jwt_audience: str | None = None
     gateway_jwks_url: str | None = None
     gateway_jwt_algorithms: str = "RS256,ES256"
+    gateway_tls_cert: Path | None = Field(None, description="PEM of its certificate: HTTPS is on with it")
+    gateway_tls_key: Path | None = None
+    gateway_tls_client_ca: Path | None = Field(None, description="clients must show a certificate of this authority")
     gateway_heartbeat: float = Field(10.0, gt=0, description="silence of a stream after which a comment goes out")
 
     # -- configuration --
@@ -144,6 +158,18 @@ class Settings(BaseSettings):
         if info.data.get("config_store") == "redis" and info.data.get("config_redis_prefix") == "" and not agent:
             raise ValueError("name the agent that keys without a prefix belong to, or set PERDURE_CONFIG_REDIS_PREFIX")
         return agent
+
+    @field_validator("tls_for")
+    @classmethod
+    def _servers_that_are(cls, named: str) -> str:
+        if wrong := {each.strip() for each in named.split(",")} - {"nats", "postgres", "redis", ""}:
+            raise ValueError(f"{', '.join(sorted(wrong))} is none of nats, postgres, redis")
+        return named
+
+    @property
+    def tls_for_servers(self) -> frozenset[str]:
+        """The servers that are spoken to by TLS when there is a `tls_ca`."""
+        return frozenset(each.strip() for each in self.tls_for.split(","))
 
     @model_validator(mode="after")
     def _one_way_to_be_known(self) -> Settings:

@@ -61,6 +61,12 @@ GRANT SELECT, INSERT, UPDATE, DELETE ON runs, journal, signals, processes, paylo
 GRANT SELECT, DELETE ON config_snapshots, dead_letters, cron_marks TO perdure_scheduler;
 GRANT SELECT ON agent_configurations TO perdure_scheduler;
 
+-- Seals of the audit log: the scheduler's of acts, the ConfigManager's of configuration.
+GRANT SELECT ON audit_log TO perdure_scheduler;
+GRANT EXECUTE ON FUNCTION audit_prune(double precision, integer) TO perdure_scheduler;
+GRANT SELECT, INSERT ON audit_seals TO perdure_scheduler, perdure_config_manager;
+GRANT SELECT, INSERT, UPDATE ON audit_heads TO perdure_scheduler, perdure_config_manager;
+
 -- The gateway. Keys are made and revoked by people; it notes when one was used.
 GRANT SELECT, UPDATE (last_used_at) ON gateway_keys TO perdure_gateway;
 GRANT SELECT, UPDATE (pushes) ON runs TO perdure_gateway;

@@ -17,12 +17,14 @@ from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription
 
 from perdure import subjects
-from perdure.bus.wire import error_reply
+from perdure.bus.wire import BY_HEADER, error_reply
 from perdure.errors import ApiError, ControlFlow, InternalError, InvalidRequest, RateLimited, TooLarge, Unavailable
 from perdure.observe import tracing
+from perdure.store.actor import actor
 
 LINE: Final = 4096  # requests that wait for a slot
 LINE_BYTES: Final = 64 * 1024 * 1024
+LONGEST_ACTOR: Final = 200
 PATIENCE: Final = 1.0  # seconds that a request waits for a slot before it is refused
 
 if TYPE_CHECKING:
@@ -201,6 +203,8 @@ class Endpoint:
     async def _answer(self, msg: Msg) -> None:
         began = time.perf_counter_ns()
         try:
+            if msg.headers and (by := msg.headers.get(BY_HEADER)):
+                actor.set(by[:LONGEST_ACTOR])  # of this task alone
             request = Request(msg.subject, msg.data, reply=msg.reply, headers=msg.headers)
             if self.traces is None or (header := tracing.told(msg.headers)) is None:
                 result = await self._handler(request)

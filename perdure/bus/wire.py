@@ -11,8 +11,10 @@ from nats.aio.client import Client
 
 from perdure.errors import ApiError, InternalError, RunFailed, TooLarge, Unavailable, api_error
 from perdure.observe import tracing
+from perdure.store.actor import actor
 
 ERROR_HEADER: Final = "Nats-Service-Error"
+BY_HEADER: Final = "Perdure-By"  # who asks, for the audit log
 CODE_HEADER: Final = "Nats-Service-Error-Code"
 
 
@@ -46,7 +48,8 @@ async def request(
     """
     data = payload if isinstance(payload, bytes) else orjson.dumps(payload)
     try:
-        message = await nc.request(subject, data, timeout=timeout, headers=tracing.carried())
+        headers = {**(tracing.carried() or {}), **_said_by()}
+        message = await nc.request(subject, data, timeout=timeout, headers=headers or None)
     except nats_errors.NoRespondersError:
         raise Unavailable(f"nobody answers {subject}: is the service up? See `perdure status`.") from None
     except nats_errors.MaxPayloadError:
@@ -56,6 +59,12 @@ async def request(
     except nats_errors.Error as error:
         raise Unavailable(f"NATS cannot be used for {subject}: {str(error) or type(error).__name__}") from error
     return raise_for_error(_object(message.data, subject))
+
+
+def _said_by() -> dict[str, str]:
+    """Who asks, where that is known: one line of ASCII, at most 200 characters."""
+    by = " ".join(actor.get().split())[:200].encode("ascii", "replace").decode()
+    return {BY_HEADER: by} if by else {}
 
 
 def _object(data: bytes, subject: str) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from perdure.edge.callers import ROLES, Role
 from perdure.embedded.locate import locate
 from perdure.errors import InvalidRequest, PerdureError
 from perdure.settings import Settings, load_settings
+from perdure.store.audit import acting_pool
 from perdure.store.postgres import Pool, create_pool
 
 T = TypeVar("T")
@@ -39,7 +40,7 @@ def working(work: Callable[[Pool, Settings], Awaitable[T]]) -> T:
         found = await asyncio.to_thread(locate, settings)
         pool = await create_pool(found, "perdure key")
         try:
-            return await work(pool, found)
+            return await work(acting_pool(pool), found)
         finally:
             await pool.close()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import getpass
 import os
 import sys
 from importlib import import_module
@@ -10,6 +11,7 @@ import typer
 
 from perdure.cli.console import err, fail
 from perdure.errors import PerdureError
+from perdure.store.actor import actor
 
 # Which module has which command: only the module of the command at hand is imported, for a quick start.
 COMMANDS = {
@@ -28,6 +30,7 @@ COMMANDS = {
     "config": "config",
     "key": "key",
     "deploy": "deploy",
+    "audit": "audit",
 }
 HELP = """AI agents as microservices on NATS, whose work outlives their processes.
 
@@ -65,6 +68,7 @@ def build(command: str | None = None) -> typer.Typer:
 def main() -> None:
     """Run the command of `sys.argv`; an error of ours is one line on stderr and exit code 1."""
     command = sys.argv[1] if len(sys.argv) > 1 else None
+    actor.set(_user())
     try:
         build(command)()
     except PerdureError as error:
@@ -73,6 +77,14 @@ def main() -> None:
         # The reader of our output went away (`| head`); nothing more can be said there.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
+
+
+def _user() -> str:
+    """Who calls, for the audit log."""
+    try:
+        return getpass.getuser()
+    except (OSError, KeyError):  # a container's user may have no name
+        return "perdure command"
 
 
 def _nothing() -> None:

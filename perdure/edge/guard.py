@@ -18,6 +18,7 @@ from perdure.edge.metrics import Load
 from perdure.edge.problems import answer, unexpected
 from perdure.errors import ApiError, RateLimited, TooLarge, Unavailable
 from perdure.observe import tracing
+from perdure.store.actor import actor
 
 PUBLIC: Final = frozenset({"/healthz", "/readyz"})
 UNTRACED: Final = PUBLIC | {"/metrics"}
@@ -93,7 +94,8 @@ class Guard:
                 ticket = None
                 if scope["method"] == "GET" and (path.endswith("/events") or path.startswith("/events/")):
                     ticket = QueryParams(scope["query_string"]).get("ticket")
-                scope["state"]["caller"] = await self._door.gate.enter(scope["method"], headers, ticket)
+                caller = scope["state"]["caller"] = await self._door.gate.enter(scope["method"], headers, ticket)
+                actor.set(caller.name)
             await self._app(scope, receive, send)
         except Exception as error:
             if send.at is not None:

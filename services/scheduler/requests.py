@@ -31,6 +31,7 @@ from perdure.messages import (
     parse,
 )
 from perdure.settings import Settings
+from perdure.store.audit import acting_pool
 from perdure.store.postgres import Pool
 from services.scheduler.payloads import Payloads
 
@@ -46,6 +47,7 @@ class RunRequests:
     def __init__(self, pool: Pool, nats: Client, settings: Settings, payloads: Payloads) -> None:
         self._payloads = payloads
         self._pool = pool
+        self._acts = acting_pool(pool)  # for what the audit log shall know the actor of
         self._nats = nats
         self._settings = settings
 
@@ -111,44 +113,44 @@ class RunRequests:
     async def cancel(self, request: Request) -> dict[str, Any]:
         """`run.cancel`: end a run and its children; one that has ended stays as it is."""
         said = parse(RunEnd, request.data)
-        await control.cancel(self._pool, self._nats, said.run_id, said.reason or "cancelled by request")
+        await control.cancel(self._acts, self._nats, said.run_id, said.reason or "cancelled by request")
         return await self._after(said.run_id, TERMINAL | {"blocked", "needs_review"})
 
     async def terminate(self, request: Request) -> dict[str, Any]:
         """`run.terminate`: end a run and its children at once; none of their code runs any more."""
         said = parse(RunEnd, request.data)
-        await control.terminate(self._pool, self._nats, said.run_id, said.reason or "terminated by request")
+        await control.terminate(self._acts, self._nats, said.run_id, said.reason or "terminated by request")
         return await self._run(said.run_id)
 
     async def pause(self, request: Request) -> dict[str, Any]:
         """`run.pause`: a run ends the steps under way and begins nothing more until it is resumed."""
         run_id = parse(RunRef, request.data).run_id
-        await control.pause(self._pool, self._nats, run_id)
+        await control.pause(self._acts, self._nats, run_id)
         return await self._after(run_id, TERMINAL | {"blocked", "needs_review", "paused"})
 
     async def resume(self, request: Request) -> dict[str, Any]:
         """`run.resume`: bring a failed, dead, blocked, paused or reviewed run back."""
         run_id = parse(RunRef, request.data).run_id
-        await control.resume(self._pool, self._nats, run_id)
+        await control.resume(self._acts, self._nats, run_id)
         return await self._run(run_id)
 
     async def fork(self, request: Request) -> dict[str, Any]:
         """`run.fork`: a new run with the journal of this one up to a step."""
         said = parse(RunFork, request.data)
         new_id = said.new_run_id or uuid4().hex
-        await control.fork(self._pool, self._nats, said.run_id, said.step, new_id)
+        await control.fork(self._acts, self._nats, said.run_id, said.step, new_id)
         return {**await self._run(new_id), "forked_from": said.run_id}
 
     async def restart(self, request: Request) -> dict[str, Any]:
         """`run.restart`: a new run with the task of this one, which stays as it is."""
         said = parse(RunRestart, request.data)
         new_id = said.new_run_id or uuid4().hex
-        await control.restart(self._pool, self._nats, said.run_id, new_id)
+        await control.restart(self._acts, self._nats, said.run_id, new_id)
         return {**await self._run(new_id), "restarted_from": said.run_id}
 
     async def bulk(self, request: Request) -> dict[str, Any]:
         """`run.bulk`: one action on many runs, a page at a time."""
-        return await bulk.page(self._pool, self._nats, parse(RunBulk, request.data))
+        return await bulk.page(self._acts, self._nats, parse(RunBulk, request.data))
 
     async def _after(self, run_id: str, there: frozenset[str]) -> dict[str, Any]:
         """The run, as soon as its status is one of `there`, but at most after a moment: it may take longer."""
@@ -171,7 +173,7 @@ class RunRequests:
     async def approve(self, request: Request) -> dict[str, Any]:
         """`run.approve`: a person's decision about one tool call; a second one is a conflict."""
         said = parse(RunApprove, request.data)
-        return await approvals.decide(self._pool, self._nats, said)
+        return await approvals.decide(self._acts, self._nats, said)
 
     async def approvals(self, request: Request) -> dict[str, Any]:
         """`run.approvals`: tool calls that wait, or waited, for a person, newest first."""

@@ -14,6 +14,8 @@ from perdure.config.level import LevelFollower
 from perdure.engine.clock import Clock, SystemClock
 from perdure.observe.metrics import Source
 from perdure.settings import Settings
+from perdure.store.audit import acting_pool
+from perdure.store.audit_seals import Sealing
 from services.scheduler.accept import Acceptor
 from services.scheduler.ask import Asks
 from services.scheduler.backlog import Backlog
@@ -72,6 +74,7 @@ class Scheduler(Service):
         self._level = LevelFollower(self.nats, self.settings)
         self.spawn(self._level.run, name="log-level")
         self._show(acceptor.readings, self._sweeper.readings, reaper.readings, callbacks.readings)
+        self.spawn(Sealing(self.pool, self.settings, "acts").run, name="audit")
         await asks.open()
         await queues.open()
         queue = subjects.QUEUE_SCHEDULER
@@ -84,7 +87,7 @@ class Scheduler(Service):
         for name, handler in SessionRequests(self.pool).handlers().items():
             await self.endpoint(f"session-{name}", f"session.{name}", handler, queue=queue)
         await self.endpoint("queues", subjects.QUEUE_LIST, queues.list, queue=queue)
-        for name, handler in ScheduleRequests(self.pool, self.nats, self._clock).handlers().items():
+        for name, handler in ScheduleRequests(acting_pool(self.pool), self.nats, self._clock).handlers().items():
             await self.endpoint(f"schedule-{name}", f"{subjects.SCHEDULE}.{name}", handler, queue=queue)
 
     def _show(self, *sources: Source) -> None:

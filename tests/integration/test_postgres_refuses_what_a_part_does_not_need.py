@@ -43,6 +43,8 @@ FORBIDDEN: dict[str, dict[str, str]] = {
         "UPDATE journal SET result = '1'": "change what happened",
         "TRUNCATE sessions": "empty a table",
         "ALTER TABLE runs ADD COLUMN x text": "migrate",
+        "SELECT * FROM audit_log": "read who did what",
+        "SELECT audit_prune(1, 1)": "remove who did what",
     },
     "config-manager": {
         "INSERT INTO runs (run_id) VALUES ('x')": "make runs",
@@ -87,21 +89,29 @@ NOBODY = {  # what none of them may
     "UPDATE schema_migrations SET name = 'x'": "say what was migrated",
     "CREATE ROLE somebody": "make users",
     "SET ROLE perdure": "become the owner",
+    "SELECT audit('Anna', 'run.cancel', 'r', '')": "say that somebody did what was not done",
+    "INSERT INTO audit_log (at, actor, sql_user, act, subject, detail) VALUES (now(), '', '', '', '', '')": "the same",
+    "UPDATE audit_log SET actor = 'Anna'": "change who did what",
+    "DELETE FROM audit_seals": "remove the chain",
+    "SET session_replication_role = replica": "switch triggers off",
     "COPY agent_configurations TO PROGRAM 'cat'": "run programs",
 }
 # The modules whose statements each of them executes.
 MODULES = {
-    "config-manager": ["config_manager/*.py"],
+    "config-manager": ["config_manager/*.py", "perdure/store/audit_seals.py"],
     "scheduler": [
         "services/scheduler/*.py",
+        "perdure/store/audit_seals.py",
         *(f"perdure/engine/{name}.py" for name in ("control", "bulk", "runs", "accepting")),
     ],
     "gateway": ["perdure/edge/*.py", "perdure/agent/registry.py"],
-    "operator": [],
+    "operator": ["perdure/cli/audit.py", "perdure/store/audit.py"],
     GREETER: ["perdure/engine/*.py", "perdure/agent/*.py"],
 }
 HOLDERS = {"queries", "SQL", "CONFIG"}  # what a module may have from another one
 OTHERS = {  # blocks of those modules that somebody else executes
+    "config-manager": {"prune", "new_acts"},
+    "scheduler": {"new_changes"},
     "gateway": {"make_key", "list_keys", "revoke_key"},
     GREETER: {"replace_rows", "resume", "create_table"},
 }
