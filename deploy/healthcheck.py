@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import ssl
 import sys
 from typing import Any
 from urllib.parse import unquote, urlsplit
@@ -54,6 +55,11 @@ def who(url: str) -> dict[str, Any]:
         said["user_credentials"] = credentials
     if seed := os.environ.get("PERDURE_NATS_NKEY"):
         said["nkeys_seed"] = seed
+    authority = os.environ.get("PERDURE_TLS_CA", "")
+    if authority and "nats" in os.environ.get("PERDURE_TLS_FOR", "nats"):
+        said["tls"] = ssl.create_default_context(cafile=None if authority == "system" else authority)
+        if certificate := os.environ.get("PERDURE_TLS_CERT"):
+            said["tls"].load_cert_chain(certificate, os.environ.get("PERDURE_TLS_KEY") or None)
     return said
 
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
+import ssl
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -10,6 +13,7 @@ from typing import Any
 from uuid import uuid4
 
 import nats
+import trustme
 from nats.aio.client import Client
 from nats.aio.subscription import Subscription
 
@@ -21,6 +25,74 @@ from tests.docs import ROOT
 
 SHIPPED = ROOT / "deploy"
 ADMIN = "admin"  # whoever else is on that server, and made its other streams
+
+
+class Authority:
+    """A certificate authority of one test."""
+
+    def __init__(self, folder: Path, name: str = "ca") -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self._folder = folder
+        self._ca = trustme.CA()
+        self.file = folder / f"{name}.pem"
+        self._ca.cert_pem.write_to_path(str(self.file))
+
+    def issue(self, name: str, *identities: str) -> tuple[Path, Path]:
+        """(certificate, key) of `name`, for these hosts; 127.0.0.1 when none is given."""
+        made = self._ca.issue_cert(*(identities or ("127.0.0.1",)))
+        certificate, key = self._folder / f"{name}.crt", self._folder / f"{name}.key"
+        certificate.write_bytes(b"".join(each.bytes() for each in made.cert_chain_pems))
+        key.write_bytes(made.private_key_pem.bytes())
+        key.chmod(0o600)
+        return certificate, key
+
+    def serves(self, name: str, *identities: str) -> ssl.SSLContext:
+        """What a server of that name shows."""
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.load_cert_chain(*self.issue(name, *identities))
+        return context
+
+
+@contextlib.asynccontextmanager
+async def tls_in_front(port: int, context: ssl.SSLContext, *, postgres: bool = False) -> AsyncIterator[int]:
+    """A port that speaks TLS, as servers from wheels do not, and passes on; `postgres`: when asked as Postgres is."""
+    tasks: set[asyncio.Task[None]] = set()
+
+    async def take(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            if postgres:
+                assert await reader.readexactly(8) == bytes.fromhex("0000000804d2162f")  # "may I have TLS?"
+                writer.write(b"S")
+                await writer.start_tls(context)
+            there, back = await asyncio.open_connection("127.0.0.1", port)
+        except (OSError, asyncio.IncompleteReadError):
+            writer.close()
+            return
+        for source, target in ((reader, back), (there, writer)):
+            task = asyncio.create_task(_pass_on(source, target))
+            tasks.add(task)
+            task.add_done_callback(tasks.discard)
+
+    server = await asyncio.start_server(take, "127.0.0.1", 0, ssl=None if postgres else context)
+    try:
+        yield server.sockets[0].getsockname()[1]
+    finally:
+        server.close()
+        for task in list(tasks):
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        await server.wait_closed()
+
+
+async def _pass_on(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    try:
+        while data := await reader.read(65_536):
+            writer.write(data)
+            await writer.drain()
+    except OSError:
+        pass
+    finally:
+        writer.close()
 
 
 def password(user: str) -> str:
@@ -51,7 +123,7 @@ def passwords(users: list[Permissions]) -> dict[str, str]:
 
 
 @asynccontextmanager
-async def restricted_nats(home: Path, *agents: Permissions) -> AsyncIterator[SecuredNats]:
+async def restricted_nats(home: Path, *agents: Permissions, tls: Authority | None = None) -> AsyncIterator[SecuredNats]:
     """nats-server with the shipped files; `users.conf` as the command prints it for these agents."""
     users = [*permissions.services(), *agents]
     folder = home / "nats-config"
@@ -62,8 +134,15 @@ async def restricted_nats(home: Path, *agents: Permissions) -> AsyncIterator[Sec
     )
     admin = f'users = [\n    {{ user: "{ADMIN}", password: "{password(ADMIN)}" }}\n'
     (folder / "users.conf").write_text(permissions.render(users).replace("users = [\n", admin, 1))
-    (folder / "secure.conf").write_text((SHIPPED / "nats" / "secure.conf").read_text())
-    server = SecuredNats(home, folder / "secure.conf", passwords(users))
+    secure, variables = (SHIPPED / "nats" / "secure.conf").read_text(), passwords(users)
+    if tls is None:
+        secure = secure.replace('include "tls.conf"', "")
+    else:
+        (folder / "tls.conf").write_text((SHIPPED / "nats" / "tls.conf").read_text())
+        certificate, key = tls.issue("nats")
+        variables |= {"NATS_TLS_CERT": str(certificate), "NATS_TLS_KEY": str(key), "NATS_TLS_CA": str(tls.file)}
+    (folder / "secure.conf").write_text(secure)
+    server = SecuredNats(home, folder / "secure.conf", variables)
     await server.start()
     try:
         yield server

@@ -109,6 +109,8 @@ async def secured_platform(place: Callable[[str], Settings]) -> AsyncIterator[We
             started.append(part)
         async with web(place("gateway")) as door:
             yield door
+            for part in (*started, door.gateway):
+                assert part.nats.refused == set(), part.name
     finally:
         for part in reversed(started):
             await part.stop()
@@ -122,6 +124,8 @@ async def walk(door: Web, place: Callable[[str], Settings]) -> None:
         await _queues_and_schedules(client, people)
         await _over_http(door)
         await _presence(people)
+        for each in (client, people):
+            assert (await each._connection.nats()).refused == set()
 
 
 async def _runs(client: Client, people: Client) -> None:

@@ -17,6 +17,7 @@ from nats.errors import SlowConsumerError
 from perdure.bus.namespace import BusClient, client_in
 from perdure.errors import SetupError
 from perdure.settings import Settings
+from perdure.tls import client_context
 
 Hook = Callable[[], Awaitable[None]]
 
@@ -140,7 +141,7 @@ async def connect(
 
 
 def identity(settings: Settings) -> dict[str, Any]:
-    """Who we are to NATS and where replies come to, as nats-py takes it. Reads files.
+    """Who we are to NATS, where replies come to, and TLS, as nats-py takes it. Reads files.
 
     Raises `SetupError` for a file that cannot be used.
     """
@@ -164,6 +165,8 @@ def identity(settings: Settings) -> dict[str, Any]:
             if find_spec("nkeys") is None:
                 raise SetupError(f"{variable} needs the package nkeys: `pip install nkeys`")
             said[option] = text.strip() if option == "nkeys_seed_str" else str(file)  # credentials are read again, too
+    if (tls := client_context(settings, "nats")) is not None:
+        said["tls"] = tls
     return said
 
 

@@ -12,6 +12,7 @@ from typing import Any, Final
 
 from nats.aio.client import Client
 from nats.aio.subscription import Subscription
+from nats.errors import Error as NatsError
 from nats.js import JetStreamContext
 from nats.js.api import ConsumerConfig, ConsumerInfo, StreamConfig, StreamInfo
 
@@ -20,11 +21,16 @@ AS_THEY_ARE: Final = ("_INBOX.", "$JS.", "$SYS.", "$KV.")
 
 
 class BusClient(Client):
-    """A connection that remembers what the server has refused it."""
+    """A connection that remembers what the server has refused it, and sends nothing in the clear where TLS is on."""
 
     def __init__(self) -> None:
         super().__init__()
         self.refused: set[str] = set()  # subjects, in capitals
+
+    def _connect_command(self) -> bytes:
+        if "tls" in self.options and not self._server_info.get("tls_required"):  # nats-py would go on without
+            raise NatsError("the server offers no TLS, and PERDURE_TLS_CA asks for it")
+        return super()._connect_command()
 
 
 class NamespacedClient(BusClient):

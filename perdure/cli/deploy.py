@@ -11,7 +11,7 @@ import typer
 from perdure.bus import permissions
 from perdure.cli.console import fail, log_warnings, out, run
 from perdure.settings import load_settings
-from perdure.store import roles
+from perdure.store import acl, roles
 from perdure.subjects import agent_name, trigger_consumer
 
 app = typer.Typer(
@@ -119,6 +119,22 @@ def postgres_roles(
     }
     for role in run(roles.apply_roles(settings, named, words)):
         out.print(role)
+
+
+@app.command("redis-acl")
+def redis_acl(
+    agents: Annotated[list[str] | None, typer.Argument(metavar="[AGENT]...", help="Agents by their names.")] = None,
+) -> None:
+    """Print the users of Redis, as its `aclfile` has them: those of the services, and one for each AGENT.
+
+    Passwords come from the environment, REDIS_PASSWORD_SCHEDULER and so on; what is printed has their hashes.
+    """
+    settings = load_settings()
+    try:
+        named = [agent_name(each) for each in dict.fromkeys(agents or ())]
+        typer.echo(acl.render(named, settings, os.environ), nl=False)
+    except ValueError as error:
+        fail(str(error), code=2)
 
 
 def _consumer(agent: str, said: str) -> permissions.Consumer:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import socket
+import ssl
 from collections.abc import Iterator
 from typing import Final
 
@@ -12,6 +13,8 @@ import uvicorn
 from starlette.types import ASGIApp
 
 from perdure.errors import SetupError
+from perdure.settings import Settings
+from perdure.tls import server_context
 
 BACKLOG: Final = 4096
 
@@ -26,7 +29,8 @@ class _Uvicorn(uvicorn.Server):
 class HttpServer:
     """Serves an app on `host:port`; port 0 takes a free one, `port` says which."""
 
-    def __init__(self, app: ASGIApp, host: str, port: int, *, drain: float) -> None:
+    def __init__(self, app: ASGIApp, host: str, port: int, *, drain: float, tls: ssl.SSLContext | None = None) -> None:
+        self.scheme = "https" if tls is not None else "http"
         self._socket = _listen(host, port)
         self.host = host
         self.port: int = self._socket.getsockname()[1]
@@ -43,6 +47,9 @@ class HttpServer:
             h11_max_incomplete_event_size=64 * 1024,
             backlog=BACKLOG,
         )
+        if tls is not None:
+            config.load()
+            config.ssl = tls
         self._server = _Uvicorn(config)
         self._task: asyncio.Task[None] | None = None
 
@@ -50,7 +57,7 @@ class HttpServer:
     def url(self) -> str:
         """Where it answers, as a program on this machine asks."""
         host = {"0.0.0.0": "127.0.0.1", "::": "[::1]", "::1": "[::1]"}.get(self.host, self.host)  # noqa: S104
-        return f"http://{host}:{self.port}"
+        return f"{self.scheme}://{host}:{self.port}"
 
     async def start(self) -> None:
         """Serve; returns when it listens."""
@@ -81,3 +88,15 @@ def _listen(host: str, port: int) -> socket.socket:
         raise SetupError(f"{host}:{port} cannot be listened on: {error.strerror or error}") from error
     made.setblocking(False)
     return made
+
+
+def gateway_tls(settings: Settings) -> ssl.SSLContext | None:
+    """How the gateway answers by HTTPS: not, without a certificate. Reads files. Raises `SetupError`."""
+    if settings.gateway_tls_cert is None:
+        for variable, value in (("KEY", settings.gateway_tls_key), ("CLIENT_CA", settings.gateway_tls_client_ca)):
+            if value is not None:
+                raise SetupError(f"PERDURE_GATEWAY_TLS_{variable} is set without PERDURE_GATEWAY_TLS_CERT")
+        return None
+    return server_context(
+        settings.gateway_tls_cert, settings.gateway_tls_key, settings.gateway_tls_client_ca, "PERDURE_GATEWAY_TLS"
+    )

@@ -10,7 +10,7 @@ from perdure.edge.app import create_app
 from perdure.edge.door import Door
 from perdure.edge.gate import Gate
 from perdure.edge.keys import pepper
-from perdure.edge.server import HttpServer
+from perdure.edge.server import HttpServer, gateway_tls
 
 
 class Serving:
@@ -35,7 +35,8 @@ class Serving:
         ends = (process.nats, process.pool, process.redis, process.health)
         door = Door(said, *ends, gate, only=process.name, traces=process.traces, observed=process.metrics)
         app = await asyncio.to_thread(create_app, door, version=process.version)
-        server = HttpServer(app, host, port, drain=said.drain_timeout)
+        tls = await asyncio.to_thread(gateway_tls, said)
+        server = HttpServer(app, host, port, drain=said.drain_timeout, tls=tls)
         await server.start()
         await gate.tell()
         return cls(door, server)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -12,6 +13,7 @@ import asyncpg
 from perdure.errors import SetupError
 from perdure.settings import Settings
 from perdure.store.sealing import vault_for
+from perdure.tls import client_context
 
 F = TypeVar("F", bound=Callable[..., Any])
 Pool: TypeAlias = "asyncpg.Pool[asyncpg.Record]"
@@ -60,6 +62,7 @@ async def create_pool(settings: Settings, role: str, *, size: int | None = None,
             command_timeout=settings.statement_timeout + 5,
             server_settings=_server_settings(settings, role),
             reset=_keep,
+            **await _tls(settings),
         )
     except (OSError, asyncpg.PostgresError, TimeoutError, ValueError) as error:
         raise SetupError(unreachable(settings, error)) from error
@@ -140,7 +143,14 @@ async def connect_direct(settings: Settings, role: str) -> Connection:
         timeout=10,
         command_timeout=settings.statement_timeout,
         server_settings=_server_settings(settings, role),
+        **await _tls(settings),
     )
+
+
+async def _tls(settings: Settings) -> dict[str, Any]:
+    """The argument for TLS, if it is on: then nothing is sent without it, whatever DATABASE_URL says."""
+    context = await asyncio.to_thread(client_context, settings, "postgres")  # reads files
+    return {} if context is None else {"ssl": context}
 
 
 def unreachable(settings: Settings, error: BaseException) -> str:

@@ -2,15 +2,27 @@
 
 from __future__ import annotations
 
-from typing import cast
+import re
+import ssl
+from typing import Any, cast
 
 from redis.asyncio import Redis
+from redis.asyncio.connection import SSLConnection
 from redis.asyncio.retry import Retry
 from redis.backoff import ExponentialWithJitterBackoff
 from redis.exceptions import RedisError
 
 from perdure.errors import SetupError
 from perdure.settings import Settings
+from perdure.tls import client_context
+
+
+class _TlsConnection(SSLConnection):
+    """A connection with our own context: redis-py's would also trust the authorities of the system."""
+
+    def __init__(self, *, context: ssl.SSLContext, **options: Any) -> None:
+        super().__init__(**options)
+        self.ssl_context.context = context
 
 
 class PrefixedRedis(Redis):
@@ -31,19 +43,28 @@ def create_redis(settings: Settings) -> Redis:
     `redis.exceptions.RedisError` (or `TimeoutError` of redis) until it is back. A cancelled command drops its
     connection, so that its late reply never reaches the next caller. Raises `SetupError` for a URL that is none.
     """
+    url, tls = settings.redis_url, client_context(settings, "redis")
+    options: dict[str, Any] = {}
+    if tls is not None:
+        # The same address, but never in the clear; the pool's own class of connections gives way to ours.
+        url = re.sub(r"^redis://", "rediss://", url)
+        options = {"context": tls}
     try:
         client = PrefixedRedis.from_url(
-            settings.redis_url,
+            url,
             socket_timeout=5.0,
             socket_connect_timeout=5.0,
             health_check_interval=10,
             max_connections=64,
             retry=Retry(ExponentialWithJitterBackoff(base=0.02, cap=0.5), 2),
             client_name="perdure",
+            **options,
             driver_info=None,  # else each new connection reads the package's metadata from disk, on the loop
         )
     except (ValueError, RedisError) as error:
         raise SetupError(f"REDIS_URL is not usable: {error}. It looks like redis://127.0.0.1:6379/0") from error
+    if tls is not None:
+        client.connection_pool.connection_class = _TlsConnection
     prefixed = cast("PrefixedRedis", client)  # `from_url` makes one of its class, and says Redis
     prefixed.key_prefix = f"ns:{settings.namespace}:" if settings.namespace else ""
     return prefixed

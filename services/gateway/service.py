@@ -12,7 +12,7 @@ from perdure.edge.app import create_app
 from perdure.edge.door import Door
 from perdure.edge.gate import Gate
 from perdure.edge.keys import pepper
-from perdure.edge.server import HttpServer
+from perdure.edge.server import HttpServer, gateway_tls
 from perdure.settings import Settings
 
 
@@ -46,12 +46,13 @@ class Gateway(Service):
         self.door = Door(
             said, self.nats, self.pool, self.redis, self.health, gate, traces=self.traces, observed=self.metrics
         )
+        tls = await asyncio.to_thread(gateway_tls, said)
         app = await asyncio.to_thread(create_app, self.door, version=self.version)
-        self.server = HttpServer(app, said.gateway_host, said.gateway_port, drain=said.drain_timeout)
+        self.server = HttpServer(app, said.gateway_host, said.gateway_port, drain=said.drain_timeout, tls=tls)
         self.port = self.server.port
         self.address = reached_at(said.gateway_host)
         named = f"[{self.address}]" if ":" in self.address else self.address
-        self.http_check = f"http://{named}:{self.port}/readyz"
+        self.http_check = f"{self.server.scheme}://{named}:{self.port}/readyz"
         await self.server.start()
         self.logger.info("listening", action="gateway.listening", url=self.server.url)
         await gate.tell()
