@@ -64,6 +64,7 @@ async def test_its_neighbours_are_given_back_uncounted_and_go_on_when_it_has_wri
     assert await row(process, "neighbour") == {"status": "pending", "attempts": 0}
     assert await row(process, "suspect") == {"status": "running", "attempts": 3}
     assert len(Mixed.running) == began, "nobody begins a step beside it"
+    assert process.worker.slots == 0, "and nobody is asked for"
     Mixed.gate.set()
     for run_id in ("suspect", "neighbour"):
         assert (await until(platform, run_id, "completed"))["output"] == "done"
@@ -72,14 +73,24 @@ async def test_its_neighbours_are_given_back_uncounted_and_go_on_when_it_has_wri
 async def test_a_step_that_lasts_is_not_broken_off_and_puts_it_off_for_a_moment_only(mixed, monkeypatch):
     monkeypatch.setattr(worker, "PATIENCE", 0.05)
     platform, process = mixed
-    await platform.start_run("mixed", {"waits_for": "last"}, run_id="lasting")
+    await platform.start_run("mixed", {"waits_for": "last", "steps": 2}, run_id="lasting")
     await eventually(lambda: Mixed.running == ["lasting"])
-    await suspect(process, "suspect", {})
-    assert (await until(platform, "suspect", "completed"))["output"] == "done"
+    await suspect(process, "suspect", {"waits_for": "gate"})
+    await eventually(lambda: Mixed.running == ["lasting", "suspect"])
     assert await row(process, "lasting") == {"status": "running", "attempts": 1}
     Mixed.last.set()
-    assert (await until(platform, "lasting", "completed"))["output"] == "done"
-    assert Mixed.running.count("lasting") == 1
+
+    async def its_next_step_waits() -> bool:
+        rows = await process.worker.pool.fetchval("SELECT count(*) FROM journal WHERE run_id = 'lasting'")
+        execution = process.worker.executions["lasting"]
+        return rows == 1 and execution.busy == 1 and not process.worker.may_start(execution)
+
+    await eventually(its_next_step_waits)
+    assert Mixed.running == ["lasting", "suspect"]
+    Mixed.gate.set()
+    for run_id in ("suspect", "lasting"):
+        assert (await until(platform, run_id, "completed"))["output"] == "done"
+    assert Mixed.running == ["lasting", "suspect", "lasting"]
 
 
 async def test_one_that_goes_on_for_long_lets_the_others_in(mixed, monkeypatch):
