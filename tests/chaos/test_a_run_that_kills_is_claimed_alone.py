@@ -14,7 +14,7 @@ from tests.platform import in_process
 from tests.processes import processes
 
 INNOCENT = int(os.environ.get("PERDURE_CHAOS_INNOCENT_RUNS", "6"))
-ATTEMPTS = 4
+ATTEMPTS = 3
 
 
 @pytest.mark.parametrize("queue", [None, "line"])
