@@ -9,7 +9,7 @@ from typing import Any
 from perdure.agent.base import BaseAgent
 from perdure.agent.process import AgentProcess
 from perdure.bus.service import serve
-from perdure.engine import Context, workflow
+from perdure.engine import Context, claims, workflow
 
 HELD_TABLE = "CREATE TABLE held (run_id text, beside bigint, attempts integer)"
 HOLD = """
@@ -36,4 +36,5 @@ class Poison(BaseAgent):
 
 
 if __name__ == "__main__":
+    claims.ALONE = 60.0  # however slow the machine is
     serve(AgentProcess(Poison))
