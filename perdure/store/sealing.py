@@ -10,11 +10,13 @@ import re
 import time
 from collections import OrderedDict
 from collections.abc import Mapping
+from dataclasses import dataclass
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, Final
 
 from perdure.errors import SetupError
 from perdure.store.vault import Codec, Unreadable, Vault
+from perdure.subjects import PLATFORM, tenant_of
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.ciphers.aead import AESGCM
@@ -52,8 +54,16 @@ def read_keys(text: str) -> dict[str, bytes]:
     return keys
 
 
+@dataclass(slots=True)
+class _DataKey:
+    cipher: AESGCM
+    wrapped: str
+    until: float
+    left: int
+
+
 class EnvelopeCodec:
-    """Seals under a data key of its own, which travels with each value, wrapped by the first of `keys`."""
+    """Seals under data keys of its own, one a tenant, which travel with each value, wrapped by the first of `keys`."""
 
     def __init__(self, keys: Mapping[str, bytes]) -> None:
         # loaded here: who encrypts nothing does not load it
@@ -62,45 +72,49 @@ class EnvelopeCodec:
         self._cipher = AESGCM
         self._keys = {name: AESGCM(key) for name, key in keys.items()}
         self._first = next(iter(keys))
-        self._data_keys: OrderedDict[tuple[str, str], AESGCM] = OrderedDict()
-        self._new_data_key()
+        self._mine: OrderedDict[str, _DataKey] = OrderedDict()  # by tenant, whoever was last at the end
+        self._data_keys: OrderedDict[tuple[str, str, str], AESGCM] = OrderedDict()
 
-    def _new_data_key(self) -> None:
-        key = os.urandom(KEY_BYTES)
-        nonce = os.urandom(NONCE_BYTES)
-        wrapped = nonce + self._keys[self._first].encrypt(nonce, key, _wrapping(self._first))
-        self._mine = self._cipher(key)
-        self._wrapped = base64.b64encode(wrapped).decode()
-        self._left = SEALS
-        self._until = time.monotonic() + LIFE
+    def _key_of(self, tenant: str) -> _DataKey:
+        mine = self._mine.get(tenant)
+        if mine is None or mine.left <= 0 or time.monotonic() > mine.until:
+            key, nonce = os.urandom(KEY_BYTES), os.urandom(NONCE_BYTES)
+            wrapped = nonce + self._keys[self._first].encrypt(nonce, key, _wrapping(self._first, tenant))
+            said = base64.b64encode(wrapped).decode()
+            mine = self._mine[tenant] = _DataKey(self._cipher(key), said, time.monotonic() + LIFE, SEALS)
+            while len(self._mine) > REMEMBERED:
+                self._mine.popitem(last=False)
+        self._mine.move_to_end(tenant)
+        mine.left -= 1
+        return mine
 
     def seal(self, data: bytes, context: bytes) -> dict[str, str]:
         """See `Codec`."""
-        if self._left <= 0 or time.monotonic() > self._until:
-            self._new_data_key()
-        self._left -= 1
+        tenant = _tenant_in(context)
+        mine = self._key_of(tenant)
         nonce = os.urandom(NONCE_BYTES)
-        return {
+        sealed = {
             "key": self._first,
-            "wrapped": self._wrapped,
+            "wrapped": mine.wrapped,
             "nonce": base64.b64encode(nonce).decode(),
-            "text": base64.b64encode(self._mine.encrypt(nonce, data, context)).decode(),
+            "text": base64.b64encode(mine.cipher.encrypt(nonce, data, context)).decode(),
         }
+        return {**sealed, "tenant": tenant} if tenant else sealed
 
     def open(self, sealed: Mapping[str, str], context: bytes) -> bytes:
         """See `Codec`."""
         from cryptography.exceptions import InvalidTag  # noqa: PLC0415 -- as above
 
         try:
-            key = self._data_key(sealed["key"], sealed["wrapped"])
+            key = self._data_key(sealed["key"], sealed["wrapped"], sealed.get("tenant", ""))
             return key.decrypt(base64.b64decode(sealed["nonce"]), base64.b64decode(sealed["text"]), context)
         except InvalidTag:
             raise Unreadable("it was altered, or moved here from another place") from None
         except (KeyError, ValueError, TypeError) as error:
             raise Unreadable(f"its envelope is broken ({type(error).__name__})") from None
 
-    def _data_key(self, name: str, wrapped: str) -> AESGCM:
-        found = self._data_keys.get((name, wrapped))
+    def _data_key(self, name: str, wrapped: str, tenant: str) -> AESGCM:
+        found = self._data_keys.get((name, wrapped, tenant))
         if found is None:
             if name not in self._keys:
                 raise Unreadable(
@@ -108,15 +122,21 @@ class EnvelopeCodec:
                     "to PERDURE_ENCRYPTION_KEYS"
                 )
             blob = base64.b64decode(wrapped)
-            key = self._keys[name].decrypt(blob[:NONCE_BYTES], blob[NONCE_BYTES:], _wrapping(name))
-            found = self._data_keys[name, wrapped] = self._cipher(key)
+            key = self._keys[name].decrypt(blob[:NONCE_BYTES], blob[NONCE_BYTES:], _wrapping(name, tenant))
+            found = self._data_keys[name, wrapped, tenant] = self._cipher(key)
             while len(self._data_keys) > REMEMBERED:
                 self._data_keys.popitem(last=False)
         return found
 
 
-def _wrapping(name: str) -> bytes:
-    return b"perdure data key\x1f" + name.encode()
+def _wrapping(name: str, tenant: str) -> bytes:
+    return b"perdure data key\x1f" + name.encode() + (b"\x1f" + tenant.encode() if tenant else b"")
+
+
+def _tenant_in(context: bytes) -> str:
+    """Whose a place is: ids of a tenant's runs and conversations begin with its name; empty for the platform's own."""
+    tenant = tenant_of(context.split(b"\x1f", 2)[1].decode()) if b"\x1f" in context else PLATFORM
+    return "" if tenant == PLATFORM else tenant
 
 
 async def vault_for(settings: Settings) -> Vault:

@@ -251,6 +251,11 @@ TAMPERED: dict[str, tuple[Chain, tuple[str, ...], str]] = {
         ("DELETE FROM config_history WHERE revision = 8",),
         "row 8 is missing",
     ),
+    "a change removed before it was sealed": (
+        "configuration",
+        ("UPDATE config_counter SET revision = 9",),
+        "row 9 is missing",
+    ),
     "a change inserted": (
         "configuration",
         (f"INSERT INTO config_history SELECT revision, 'b', {CHANGE} FROM config_history WHERE revision = 4",),

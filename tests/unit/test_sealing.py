@@ -60,6 +60,22 @@ def test_a_data_key_has_a_bound(monkeypatch):
     assert {codec.open(each, HERE) for each in sealed} == {b"canary"}
 
 
+def test_each_tenant_has_data_keys_of_its_own(monkeypatch):
+    monkeypatch.setattr(sealing, "REMEMBERED", 2)
+    codec = EnvelopeCodec(read_keys(f"k1:{key()}"))
+    places = {name: Spot("result", f"{name}r", "1/2").context for name in ("acme__", "globex__", "")}
+    sealed = {name: codec.seal(b"canary", place) for name, place in places.items()}
+    assert [each.get("tenant") for each in sealed.values()] == ["acme", "globex", None]
+    assert len({each["wrapped"] for each in sealed.values()}) == 3
+    assert codec.seal(b"", Spot("error", "globex__x").context)["wrapped"] == sealed["globex__"]["wrapped"]
+    for name, place in places.items():
+        assert codec.open(sealed[name], place) == b"canary"
+    with pytest.raises(Unreadable, match="altered"):
+        codec.open({**sealed["acme__"], "tenant": "globex"}, places["acme__"])
+    with pytest.raises(Unreadable, match="altered"):
+        codec.open({**sealed["acme__"], "wrapped": sealed["globex__"]["wrapped"]}, places["acme__"])
+
+
 @pytest.mark.parametrize(
     ("text", "said"),
     [
