@@ -87,7 +87,11 @@ class ConsulRegistration:
         """Take the process out of Consul, if it is in. Call it when `run` has ended."""
         if self._registered is None or not self._settings.consul_http_addr:
             return
-        client = await asyncio.to_thread(_client, self._settings.consul_http_addr, self._settings.consul_http_token)
+        try:
+            client = await asyncio.to_thread(_client, self._settings.consul_http_addr, self._settings.consul_http_token)
+        except (ValueError, OSError) as error:  # its certificates have gone since: the check will run out by itself
+            log.warning("still registered in Consul", action="consul.not_deregistered", error=str(error))
+            return
         try:
             await self._guarded(lambda: client.agent.service.deregister(self.service_id))
             self._registered = None
