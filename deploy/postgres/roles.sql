@@ -64,6 +64,7 @@ GRANT SELECT ON agent_configurations TO perdure_scheduler;
 -- Seals of the audit log: the scheduler's of acts, the ConfigManager's of configuration.
 GRANT SELECT ON audit_log TO perdure_scheduler;
 GRANT EXECUTE ON FUNCTION audit_prune(double precision, integer) TO perdure_scheduler;
+GRANT EXECUTE ON FUNCTION audit_empty(text, integer) TO perdure_scheduler, perdure_config_manager;
 GRANT SELECT, INSERT ON audit_seals TO perdure_scheduler, perdure_config_manager;
 GRANT SELECT, INSERT, UPDATE ON audit_heads TO perdure_scheduler, perdure_config_manager;
 

@@ -119,11 +119,15 @@ def hash_change(row: Row) -> bytes:
     return _hash(said) + _hash([repr(row["old_value"]), repr(row["new_value"])])
 
 
+def content_of(ids: Sequence[int], hashes: bytes) -> bytes:
+    """What a block says of its rows, in one hash: it stays when they are gone."""
+    return hashlib.sha256(orjson.dumps(list(ids)) + hashes).digest()
+
+
 def digest_of(key: bytes, chain: str, seq: int, before: bytes, seal: Row) -> bytes:
     """Of a block and the one before; with a key nobody can make it anew who has the database alone."""
     times = [_time(seal["first_at"]), _time(seal["last_at"])]
-    head = orjson.dumps([chain, seq, before.hex(), seal["high"], times, list(seal["ids"]), list(seal["gaps"])])
-    data = head + seal["hashes"]
+    data = orjson.dumps([chain, seq, before.hex(), seal["high"], times, list(seal["gaps"]), seal["content"].hex()])
     return hmac.digest(key, data, "sha256") if key else hashlib.sha256(data).digest()
 
 
@@ -169,8 +173,13 @@ async def verify(
     before, high, gaps = b"", 0, []
     while page := await connection.fetch(_SQL["seals"], chain, found.seq):
         for seal in page:
+            may_be_empty = (
+                seal["high"] <= marks["pruned_to"]
+                if chain == "configuration"
+                else oldest is not None and seal["last_at"] < oldest
+            )
             if not found.broken:
-                found.broken = _block_is_broken(found, seal, before, key_id, key)
+                found.broken = _block_is_broken(found, seal, before, key_id, key, may_be_empty=may_be_empty)
             if not found.broken:
                 query = _SQL["acts_of"] if chain == "acts" else _SQL["changes_of"]
                 rows = await connection.fetch(query, list(dict.fromkeys(seal["ids"])))
@@ -190,7 +199,7 @@ async def verify(
     return found
 
 
-def _block_is_broken(found: Verdict, seal: Row, before: bytes, key_id: str, key: bytes) -> str:
+def _block_is_broken(found: Verdict, seal: Row, before: bytes, key_id: str, key: bytes, *, may_be_empty: bool) -> str:
     seq = found.seq + 1
     if seal["seq"] != seq:
         return f"block {seq} of the chain is missing: the next one is {seal['seq']}"
@@ -200,6 +209,10 @@ def _block_is_broken(found: Verdict, seal: Row, before: bytes, key_id: str, key:
         return f"block {seq} is sealed without a key, and PERDURE_AUDIT_KEY is set: it was forged, or sealed before"
     if len(seal["hashes"]) != WIDTH * len(seal["ids"]):
         return f"block {seq} was changed: it has not one hash for each of its rows"
+    if not seal["ids"] and not may_be_empty:
+        return f"block {seq} was emptied before its time: it was sealed until {seal['last_at']:%F %T}"
+    if seal["ids"] and content_of(seal["ids"], seal["hashes"]) != seal["content"]:
+        return f"block {seq} was changed: its hashes are not those that were sealed"
     wanted = digest_of(key if seal["key_id"] else b"", found.chain, seq, before, seal)
     return "" if hmac.compare_digest(wanted, seal["digest"]) else f"block {seq} was changed, or the one before it"
 

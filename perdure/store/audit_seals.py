@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import asyncio
 from datetime import UTC, datetime, timedelta
-from typing import Final
+from typing import Any, Final
 
 import asyncpg
 import structlog
 
 from perdure.settings import Settings
-from perdure.store.audit import Chain, digest_of, hash_act, hash_change, read_key
+from perdure.store.audit import Chain, content_of, digest_of, hash_act, hash_change, read_key
 from perdure.store.failures import CONNECTION_ERRORS
 from perdure.store.postgres import Pool
 from perdure.store.queries import load_queries
@@ -59,7 +59,7 @@ class Sealer:
                         break
                     gaps[each] = now
             make = hash_act if chain == "acts" else hash_change
-            seal = {
+            seal: dict[str, Any] = {
                 "first_at": min(row["at"] for row in rows),
                 "last_at": max(row["at"] for row in rows),
                 "high": max(high, *ids),
@@ -68,9 +68,14 @@ class Sealer:
                 "gaps_since": list(gaps.values()),
                 "hashes": await asyncio.to_thread(lambda: b"".join(make(row) for row in rows)),
             }
+            seal["content"] = content_of(ids, seal["hashes"])
             digest = digest_of(self._key, chain, seq, before, seal)
             await connection.execute(_SQL["seal"], chain, seq, *seal.values(), self._key_id, digest)
         return len(rows)
+
+    async def empty(self, chain: Chain, most: int = 1000) -> int:
+        """Let at most so many seals go of the hashes of rows that are all gone; how many."""
+        return int(await self._pool.fetchval(_SQL["empty"], chain, most))
 
     async def prune(self, days: float, most: int = 1000) -> int:
         """Remove the acts of at most so many blocks whose newest is older than `days`; how many acts."""
@@ -94,8 +99,10 @@ class Sealing:
             try:
                 while await self._sealer.seal(self._chain) >= BLOCK:
                     pass
-                if self._chain == "acts" and self._days and loop.time() - pruned >= PRUNE_EVERY:
+                if loop.time() - pruned >= PRUNE_EVERY:
                     pruned = loop.time()
-                    await self._sealer.prune(self._days)
+                    if self._chain == "acts" and self._days:
+                        await self._sealer.prune(self._days)
+                    await self._sealer.empty(self._chain)
             except (*CONNECTION_ERRORS, asyncpg.PostgresError) as error:
                 log.warning("acts are not sealed; trying again", action="audit.retry", error=str(error)[:300])

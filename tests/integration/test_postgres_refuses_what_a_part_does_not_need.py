@@ -45,6 +45,7 @@ FORBIDDEN: dict[str, dict[str, str]] = {
         "ALTER TABLE runs ADD COLUMN x text": "migrate",
         "SELECT * FROM audit_log": "read who did what",
         "SELECT audit_prune(1, 1)": "remove who did what",
+        "SELECT audit_empty('acts', 1)": "empty the chain",
     },
     "config-manager": {
         "INSERT INTO runs (run_id) VALUES ('x')": "make runs",

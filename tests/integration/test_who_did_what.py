@@ -227,6 +227,18 @@ TAMPERED: dict[str, tuple[Chain, tuple[str, ...], str]] = {
         (f"UPDATE audit_seals SET last_at = last_at - interval '9 years' {SECOND}",),
         "block 2 was changed",
     ),
+    "ids of a seal": ("acts", (f"UPDATE audit_seals SET ids = '{{4,5,7}}' {SECOND}",), "block 2 was changed"),
+    "what a seal contains": ("acts", (f"UPDATE audit_seals SET content = '\\x00' {SECOND}",), "block 2 was changed"),
+    "an emptied seal": (
+        "acts",
+        (f"UPDATE audit_seals SET ids = '{{}}', hashes = '' {SECOND}",),
+        "block 2 was emptied before its time",
+    ),
+    "an emptied seal of configuration": (
+        "configuration",
+        ("UPDATE audit_seals SET ids = '{}', hashes = '' WHERE chain = 'configuration' AND seq = 2",),
+        "block 2 was emptied before its time",
+    ),
     "a seal removed": ("acts", (f"DELETE FROM audit_seals {SECOND}",), "block 2 .* is missing"),
     "the end cut off": ("acts", ("DELETE FROM audit_seals WHERE chain = 'acts' AND seq = 3",), "was cut short"),
     "all of it gone": ("acts", ("DELETE FROM audit_seals WHERE chain = 'acts'",), "was cut short"),
@@ -359,15 +371,28 @@ async def test_what_is_older_than_it_is_kept_goes_by_whole_blocks(pool: Pool):
     found = await looked(pool, "acts", days=30)
     assert (found.broken, found.rows, found.pruned) == ("", 7, 3)
     assert "row 1 is missing" in (await looked(pool, "acts", days=50)).broken
+    assert (await sealer.empty("acts"), await sealer.empty("acts")) == (1, 0)
+    found = await looked(pool, "acts", days=30)
+    assert (found.broken, found.rows) == ("", 4)
+    assert "block 1 was emptied before its time" in (await looked(pool, "acts", days=50)).broken
     with pytest.raises(asyncpg.InvalidParameterValueError, match="a day at least"):
         await sealer.prune(0.5)
 
 
 async def test_a_value_that_was_masked_later_and_history_that_was_pruned_are_no_alarm(filled: Pool):
     await tamper(filled, "UPDATE config_history SET new_value = '********' WHERE revision = 7")
-    await tamper(filled, "DELETE FROM config_history WHERE revision < 4", "UPDATE config_broadcast SET pruned_to = 3")
+    prune = ("DELETE FROM config_history WHERE revision IN (1, 3)", "UPDATE config_broadcast SET pruned_to = 3")
+    await tamper(filled, *prune)
+    assert await Sealer(filled, None).empty("configuration") == 0  # 2 is the newest of its key, and stays
+    found = await looked(filled, "configuration")
+    assert (found.broken, found.pruned) == ("", 2)
+    await tamper(filled, "DELETE FROM config_history WHERE revision = 2")
     found = await looked(filled, "configuration")
     assert (found.broken, found.masked, found.pruned) == ("", 1, 3)
+    sealer = Sealer(filled, None)
+    assert (await sealer.empty("configuration"), await sealer.empty("configuration")) == (1, 0)
+    found = await looked(filled, "configuration")
+    assert (found.broken, found.masked, found.rows) == ("", 1, 5)
     await changed(filled, "k9", "v")
     await tamper(filled, "DELETE FROM audit_seals WHERE chain = 'configuration'",
                  "DELETE FROM audit_heads WHERE chain = 'configuration'")  # fmt: skip

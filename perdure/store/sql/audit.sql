@@ -1,4 +1,4 @@
--- The audit log: sealed, listed, verified. migrations/0041_audit.sql has the tables.
+-- The audit log: sealed, listed, verified. migrations/0041_audit.sql and 0042 have the tables.
 
 -- name: seal_alone
 -- One sealer of a chain at a time; who comes second has nothing to do.
@@ -27,17 +27,20 @@ ORDER BY revision, agent_name, config_key
 
 -- name: seal
 WITH sealed AS (
-  INSERT INTO audit_seals (chain, seq, first_at, last_at, high, ids, gaps, gaps_since, hashes, key_id, digest)
-  VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11)
+  INSERT INTO audit_seals (chain, seq, first_at, last_at, high, ids, gaps, gaps_since, hashes, content, key_id, digest)
+  VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12)
 )
-INSERT INTO audit_heads (chain, seq, digest) VALUES ($1, $2, $11)
-ON CONFLICT (chain) DO UPDATE SET seq = $2, digest = $11
+INSERT INTO audit_heads (chain, seq, digest) VALUES ($1, $2, $12)
+ON CONFLICT (chain) DO UPDATE SET seq = $2, digest = $12
 
 -- name: prune
 SELECT audit_prune($1, $2)
 
+-- name: empty
+SELECT audit_empty($1, $2)
+
 -- name: seals
-SELECT seq, first_at, last_at, high, ids, gaps, hashes, key_id, digest FROM audit_seals
+SELECT seq, first_at, last_at, high, ids, gaps, hashes, content, key_id, digest FROM audit_seals
 WHERE chain = $1 AND seq > $2 ORDER BY seq LIMIT 64
 
 -- name: head
