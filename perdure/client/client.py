@@ -108,10 +108,7 @@ class Client(Schedules):
         said |= {key: value for key, value in more.items() if value is not None}
         if callback is not None:
             said["callback"] = callback if isinstance(callback, str) else dict(callback)
-        try:
-            accepted = await self._connection.insist(subjects.run_start(name), said)
-        except TypeError as error:
-            raise InvalidRequest(f"field 'task' cannot travel as JSON: {error}") from None
+        accepted = await self._connection.insist(subjects.run_start(name), said)
         return RunHandle(self._connection, str(accepted["run_id"]), name)
 
     async def ask(

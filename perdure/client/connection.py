@@ -14,7 +14,7 @@ from perdure.bus import wire
 from perdure.bus.connection import connect
 from perdure.client import parts
 from perdure.client.live import Live
-from perdure.errors import InternalError, RateLimited, Unavailable
+from perdure.errors import InternalError, InvalidRequest, RateLimited, Unavailable
 from perdure.settings import Settings, load_settings
 from perdure.store.sealing import vault_for
 from perdure.store.vault import Vault
@@ -30,6 +30,19 @@ AWAY: Final = (Unavailable, RateLimited, InternalError)
 
 log = structlog.get_logger(__name__)
 _looks: set[asyncio.Task[None]] = set()
+
+
+def encoded(payload: Mapping[str, Any]) -> bytes:
+    """A request as JSON. Raises `InvalidRequest` naming the field that cannot travel."""
+    try:
+        return orjson.dumps(payload)
+    except TypeError:
+        for name, value in payload.items():
+            try:
+                orjson.dumps(value)
+            except TypeError as error:
+                raise InvalidRequest(f"field {name!r} cannot travel as JSON: {error}") from None
+        raise
 
 
 class Connection:
@@ -72,9 +85,9 @@ class Connection:
                 await self._nats.close()
 
     async def request(self, subject: str, payload: Mapping[str, Any], *, timeout: float = 5.0) -> dict[str, Any]:
-        """One request, in parts if it is large. Raises the `ApiError` that answers it."""
+        """One request, in parts if it is large. Raises the `ApiError` that answers it, `InvalidRequest` for no JSON."""
         nats = await self.nats()
-        data = orjson.dumps(payload)
+        data = encoded(payload)
         if len(data) > nats.max_payload - SPARE:
             data = await parts.put(nats, data, self._settings or load_settings())
             timeout = max(timeout, parts.PATIENCE)

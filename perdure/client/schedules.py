@@ -98,10 +98,7 @@ class Schedules:
         return list(reply["run_ids"])
 
     async def _schedule(self, verb: str, said: dict[str, Any]) -> dict[str, Any]:
-        try:
-            reply = await self._connection.insist(f"{subjects.SCHEDULE}.{verb}", said)
-        except TypeError as error:
-            raise InvalidRequest(f"field 'task' cannot travel as JSON: {error}") from None
+        reply = await self._connection.insist(f"{subjects.SCHEDULE}.{verb}", said)
         return dict(reply["schedule"])
 
 

@@ -92,6 +92,7 @@ def _document(app: FastAPI) -> dict[str, Any]:
         made["components"]["securitySchemes"] = {"key": SCHEME}
         made["paths"] |= {path: {**operations} for path, operations in a2a_door.DOCUMENT.items()}
         schemas["Problem"] = problems.Problem.model_json_schema()
+        schemas["OpenAIProblem"] = problems.OPENAI_SCHEMA
         for path, operations in made["paths"].items():
             if path not in PUBLIC:
                 made["paths"][path] = {name: {**each, "security": [{"key": []}]} for name, each in operations.items()}

@@ -16,6 +16,7 @@ from pydantic import ConfigDict, Field, JsonValue, model_validator
 from pydantic_core import PydanticCustomError
 
 from perdure.agent.registry import alive
+from perdure.client.connection import encoded
 from perdure.client.handle import RunHandle
 from perdure.edge.callers import Caller
 from perdure.edge.door import Door
@@ -67,7 +68,7 @@ class Call:
         """Check who calls and what is said. Raises `ApiError`."""
         caller.need("operator")
         agent = door.agent(caller, named(tool))
-        arguments = parse(Arguments, orjson.dumps(said))
+        arguments = parse(Arguments, encoded(said))
         if not await alive(door.pool, [agent]):
             raise NotFound(f"no process of an agent {agent!r} is up; tools/list has the agents that are there")
         run_id = caller.own(arguments.run_id or uuid4().hex)

@@ -15,13 +15,13 @@ from perdure.edge.callers import Caller
 from perdure.edge.door import Door, door_of
 from perdure.edge.openai_common import Spoken, agent_of, finished, output_text, read_messages, start, tokens
 from perdure.edge.problems import openai_error
-from perdure.edge.replies import ERRORS, IdempotencyKey, reply
+from perdure.edge.replies import OPENAI, OPENAI_ERRORS, OPENAI_STREAM, IdempotencyKey, reply
 from perdure.edge.roles import Operator, Viewer
 from perdure.errors import InvalidRequest, RunFailed, Unavailable
 from perdure.messages import Message
 from perdure.subjects import RUN_ID
 
-router = APIRouter(prefix="/v1", tags=["openai"], responses=ERRORS)
+router = APIRouter(prefix="/v1", tags=["openai"], responses=OPENAI_ERRORS)
 
 STEPS: Final = frozenset({"step.completed", "step.failed", "tool.started", "tool.completed", "approval.requested"})
 
@@ -46,7 +46,7 @@ class ChatRequest(Message):
     metadata: dict[str, Any] | None = Field(None, description="`session_id`: a conversation that is kept here.")
 
 
-@router.get("/models", response_class=Response, summary="Agents as models")
+@router.get("/models", response_class=Response, responses=OPENAI, summary="Agents as models")
 async def models(request: Request, caller: Viewer) -> Response:
     """The agents that are up."""
     door = door_of(request)
@@ -58,14 +58,14 @@ async def models(request: Request, caller: Viewer) -> Response:
     return reply({"object": "list", "data": found})
 
 
-@router.get("/models/{model}", response_class=Response, summary="One agent as a model")
+@router.get("/models/{model}", response_class=Response, responses=OPENAI, summary="One agent as a model")
 async def model(model: str, request: Request, caller: Viewer) -> Response:
     """An agent that is up."""
     agent = await agent_of(door_of(request), caller, model)
     return reply({"id": agent, "object": "model", "created": 0, "owned_by": "perdure"})
 
 
-@router.post("/chat/completions", response_class=Response, summary="Chat with an agent")
+@router.post("/chat/completions", response_class=Response, responses=OPENAI_STREAM, summary="Chat with an agent")
 async def completions(body: ChatRequest, request: Request, caller: Operator, key: IdempotencyKey = None) -> Response:
     """A run of an agent for the newest message of the user, and its output as the answer.
 

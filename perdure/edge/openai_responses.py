@@ -16,12 +16,12 @@ from perdure.edge.callers import Caller
 from perdure.edge.door import Door, door_of
 from perdure.edge.openai_chat import session_in
 from perdure.edge.openai_common import PATIENCE, Spoken, agent_of, output_text, read_messages, start, tokens
-from perdure.edge.replies import ERRORS, IdempotencyKey, reply
+from perdure.edge.replies import OPENAI, OPENAI_ERRORS, OPENAI_STREAM, IdempotencyKey, reply
 from perdure.edge.roles import Operator, Viewer
 from perdure.errors import InvalidRequest, NotFound
 from perdure.messages import Message
 
-router = APIRouter(prefix="/v1/responses", tags=["openai"], responses=ERRORS)
+router = APIRouter(prefix="/v1/responses", tags=["openai"], responses=OPENAI_ERRORS)
 
 MARK: Final = "resp_"
 _PLACES: Final = 8  # events of a response that one event of its run may become
@@ -61,7 +61,7 @@ class ResponseRequest(Message):
     metadata: dict[str, Any] | None = Field(None, description="`session_id`: a conversation that is kept here.")
 
 
-@router.post("", response_class=Response, summary="Ask an agent")
+@router.post("", response_class=Response, responses=OPENAI_STREAM, summary="Ask an agent")
 async def create(body: ResponseRequest, request: Request, caller: Operator, key: IdempotencyKey = None) -> Response:
     """A run of an agent. With `background` it answers at once; with `stream` the answer comes as it is made."""
     door = door_of(request)
@@ -87,7 +87,7 @@ async def create(body: ResponseRequest, request: Request, caller: Operator, key:
     return reply(response_of(await run.details(), **more))
 
 
-@router.get("/{response_id}", response_class=Response, summary="Look at a response")
+@router.get("/{response_id}", response_class=Response, responses=OPENAI_STREAM, summary="Look at a response")
 async def retrieve(
     response_id: ResponseId,
     request: Request,
@@ -107,7 +107,7 @@ async def retrieve(
     return reply(response_of(await door.client.run(run["run_id"]).details()))
 
 
-@router.post("/{response_id}/cancel", response_class=Response, summary="Cancel a response")
+@router.post("/{response_id}/cancel", response_class=Response, responses=OPENAI, summary="Cancel a response")
 async def cancel(response_id: ResponseId, request: Request, caller: Operator) -> Response:
     """End its run, if it has not ended."""
     door = door_of(request)

@@ -50,6 +50,24 @@ class Problem(BaseModel):
     request_id: str
 
 
+OPENAI_SCHEMA: Final[dict[str, Any]] = {
+    "title": "OpenAIProblem",
+    "description": "An error as clients of OpenAI read it; `code` is the same on NATS.",
+    "type": "object",
+    "properties": {
+        "error": {
+            "type": "object",
+            "properties": {
+                **{name: {"type": "string"} for name in ("message", "type", "code", "request_id", "run_id")},
+                "param": {"type": ["string", "null"]},
+            },
+            "required": ["message", "type", "param", "code", "request_id"],
+        }
+    },
+    "required": ["error"],
+}
+
+
 def problem_body(error: ApiError, *, path: str, request_id: str, status: int | None = None) -> dict[str, Any]:
     """The JSON of an error."""
     number = status or error.http_status

@@ -14,23 +14,39 @@ from perdure import subjects
 from perdure.edge.problems import MEDIA_TYPE
 from perdure.errors import InvalidRequest
 
-ERRORS: Final[dict[int | str, dict[str, Any]]] = {
-    status: {
-        "description": text,
-        "content": {MEDIA_TYPE: {"schema": {"$ref": "#/components/schemas/Problem"}}},
+_SAID: Final = {
+    400: "The request is malformed; `detail` names the field and the fix.",
+    401: "No credentials, or none that count.",
+    403: "The caller may not do this.",
+    404: "There is no such agent, run, session or revision, or the caller may not see it.",
+    409: "The state has moved on: another task under the same id, a second decision, an older revision.",
+    413: "A payload over the limit.",
+    422: "A run ended without an output; `run_id` says which.",
+    429: "Too much for now; `Retry-After` says when it may go through.",
+    500: "A fault of ours; the log has it under `error_id`.",
+    503: "A part that is needed is not there right now; nothing is lost, ask again.",
+}
+
+
+def _errors(kind: str, schema: str) -> dict[int | str, dict[str, Any]]:
+    content = {kind: {"schema": {"$ref": f"#/components/schemas/{schema}"}}}
+    return {status: {"description": text, "content": content} for status, text in _SAID.items()}
+
+
+ERRORS: Final = _errors(MEDIA_TYPE, "Problem")
+OPENAI_ERRORS: Final = _errors("application/json", "OpenAIProblem")
+"""The same in the form that clients of OpenAI read."""
+OPENAI: Final[dict[int | str, dict[str, Any]]] = {
+    200: {
+        "description": "As OpenAI's API answers it.",
+        "content": {"application/json": {"schema": {"type": "object"}}},
     }
-    for status, text in {
-        400: "The request is malformed; `detail` names the field and the fix.",
-        401: "No credentials, or none that count.",
-        403: "The caller may not do this.",
-        404: "There is no such agent, run, session or revision, or the caller may not see it.",
-        409: "The state has moved on: another task under the same id, a second decision, an older revision.",
-        413: "A payload over the limit.",
-        422: "A run ended without an output; `run_id` says which.",
-        429: "Too much for now; `Retry-After` says when it may go through.",
-        500: "A fault of ours; the log has it under `error_id`.",
-        503: "A part that is needed is not there right now; nothing is lost, ask again.",
-    }.items()
+}
+OPENAI_STREAM: Final[dict[int | str, dict[str, Any]]] = {
+    200: {
+        "description": "As OpenAI's API answers it; with `stream`, its events.",
+        "content": {**OPENAI[200]["content"], "text/event-stream": {"schema": {"type": "string"}}},
+    }
 }
 STREAM: Final[dict[int | str, dict[str, Any]]] = {
     200: {

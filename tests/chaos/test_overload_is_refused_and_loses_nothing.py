@@ -1,6 +1,6 @@
 """Ten times as many callers as a gateway has places: what is accepted completes, the rest is told 429, memory is flat.
 
-`OVERLOAD_SECONDS=60` is the size of `make chaos`; its figures are in docs/performance.md.
+`OVERLOAD_SECONDS=60` is the size of `make chaos`.
 """
 
 from __future__ import annotations
