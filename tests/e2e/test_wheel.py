@@ -130,7 +130,8 @@ def test_the_wheel_brings_one_import_package_with_the_platform_inside(installed:
     found = {path.name for path in installed.site_packages.iterdir() if path.suffix != ".pth"}
     assert {name for name in found if not name.endswith(".dist-info")} - {"__pycache__"} == {"perdure"}
     inside = installed.site_packages / "perdure" / "_platform"
-    assert {path.name for path in inside.iterdir()} == {"config_manager", "services", "agents", "migrations"}
+    assert {path.name for path in inside.iterdir()} == {"config_manager", "services", "agents", "migrations", "deploy"}
+    assert [path.name for path in (inside / "deploy").rglob("*.sql")] == ["roles.sql"]
     assert {path.name for path in (inside / "migrations").glob("*.sql")} == {
         path.name for path in (platform_root() / "migrations").glob("*.sql")
     }
