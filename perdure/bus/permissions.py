@@ -188,6 +188,12 @@ def _callers(namespace: str) -> Iterator[Permissions]:
             f"{subjects.HEALTH}.>",
             *prompts,
         ),
+        *(f"{_API}.{verb}" for verb in ("INFO", "STREAM.LIST")),  # what `perdure doctor` looks at
+        *(
+            f"{_API}.{verb}.{_stream(namespace, each)}"
+            for verb in ("STREAM.INFO", "CONSUMER.LIST")
+            for each in _STREAMS
+        ),
     ]
     hears = [*hears, subjects.CONFIG_UPDATE, subjects.config_applied("*")]
     yield _user(namespace, OPERATOR, "people, with the command line", says, hears)

@@ -73,6 +73,20 @@ async def ensure_streams(js: JetStreamContext) -> None:
         await _ensure(js, wanted)
 
 
+async def streams_as_they_are(js: JetStreamContext) -> dict[str, list[str] | None]:
+    """Of each of our streams, the settings that differ from ours; `None` for one that is not there. Changes nothing.
+
+    Raises what JetStream raises when it does not answer.
+    """
+    found: dict[str, list[str] | None] = {}
+    for wanted in STREAMS:
+        try:
+            found[_name(wanted)] = sorted(_drift(wanted, (await js.stream_info(_name(wanted))).config))
+        except js_errors.NotFoundError:
+            found[_name(wanted)] = None
+    return found
+
+
 async def _ensure(js: JetStreamContext, wanted: StreamConfig) -> None:
     for attempt in range(ATTEMPTS):
         try:
@@ -115,7 +129,7 @@ async def _ensure_once(js: JetStreamContext, wanted: StreamConfig) -> None:
 
 
 async def _set_back(js: JetStreamContext, wanted: StreamConfig, found: StreamConfig) -> None:
-    drift = {key: value for key, value in _given(wanted).items() if getattr(found, key) != value}
+    drift = _drift(wanted, found)
     if not drift:
         return
     if "retention" in drift:
@@ -148,6 +162,11 @@ def _refused(js: JetStreamContext, verb: str, wanted: StreamConfig) -> bool:
     nc: Any = js._nc  # noqa: SLF001 -- nats-py shows it nowhere else
     name = stream_at(nc, _name(wanted)).upper()
     return f"$JS.API.STREAM.{verb}.{name}" in getattr(nc, "refused", ())
+
+
+def _drift(wanted: StreamConfig, found: StreamConfig) -> dict[str, Any]:
+    """What we chose and the server has otherwise, with our values."""
+    return {key: value for key, value in _given(wanted).items() if getattr(found, key) != value}
 
 
 def _given(config: StreamConfig) -> dict[str, Any]:

@@ -18,6 +18,7 @@ COMMANDS = {
     "up": "platform",
     "down": "platform",
     "status": "platform",
+    "doctor": "doctor",
     "migrate": "migrate",
     "agent": "agent",
     "run": "run",

@@ -66,7 +66,7 @@ def _read(data: bytes) -> Replica | None:
     except (orjson.JSONDecodeError, KeyError, TypeError):
         return None
     revision = str(metadata.get("config_revision") or "")
-    status, findings = _health(said)
+    status, findings = health_of(said)
     return Replica(
         agent=agent,
         instance=instance,
@@ -78,8 +78,8 @@ def _read(data: bytes) -> Replica | None:
     )
 
 
-def _health(said: Mapping[str, Any]) -> tuple[str, dict[str, str]]:
-    """What the endpoint `health` carries in its stats."""
+def health_of(said: Mapping[str, Any]) -> tuple[str, dict[str, str]]:
+    """What the endpoint `health` carries in an answer to `$SRV.STATS`: the status, and what is not ok by its check."""
     for endpoint in said.get("endpoints") or ():
         report = endpoint.get("data") if endpoint.get("name") == "health" else None
         if isinstance(report, dict):
