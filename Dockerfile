@@ -34,7 +34,8 @@ ENV PATH=/venv/bin:$PATH \
     PYTHONDONTWRITEBYTECODE=1 \
     PERDURE_HOME=/home/perdure/.perdure \
     PERDURE_LOG_FORMAT=json
-USER perdure
+# By number, so that Kubernetes can see that it is not root.
+USER 10001
 # SIGTERM drains; a container must be given at least PERDURE_DRAIN_TIMEOUT (20 s) for it.
 STOPSIGNAL SIGTERM
 CMD ["perdure", "--help"]

@@ -136,8 +136,8 @@ def test_variables_of_the_example_are_those_of_the_compose_file():
 
 def test_the_image_runs_as_an_ordinary_user():
     last = DOCKERFILE.rpartition("FROM ")[2]
-    assert re.search(r"^USER perdure$", last, re.MULTILINE)
-    assert "useradd" in last
+    assert re.search(r"^USER 10001$", last, re.MULTILINE)
+    assert "useradd --uid 10001" in last
 
 
 def test_the_dockerfile_copies_what_is_there():
