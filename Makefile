@@ -9,10 +9,10 @@ WORKERS ?= 2
 PYTEST := $(PY) -m pytest
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test replay lint format bench chaos rules build lock clean
+.PHONY: help setup run test replay lint format bench peers chaos rules sbom build lock clean
 
 help: ## List the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
 
 setup: $(STAMP) ## Make .venv and install the locked dependencies; does nothing when that is done
 
@@ -58,6 +58,10 @@ chaos: $(STAMP) ## Kill servers and processes under load, and check that nothing
 rules: ## Check the rules for alerts (needs promtool: Debian's package prometheus)
 	@promtool check rules deploy/prometheus/rules/perdure.yml
 	@promtool check config deploy/prometheus/prometheus.yml
+
+sbom: $(STAMP) ## Write what the image is made of, as CycloneDX, into dist/sbom.cdx.json
+	@mkdir -p dist
+	@$(PY) deploy/sbom.py > dist/sbom.cdx.json
 
 build: $(STAMP) ## Build the wheel into dist/
 	$(PY) -m build --wheel --no-isolation

@@ -1,16 +1,20 @@
 """Is the service of this container well? `python deploy/healthcheck.py NAME`: exit code 0 when it is, 1 when not.
 
-It asks over NATS, as everyone else would: the instance of service NAME that runs on this host, and its health.
+It asks over NATS, as everyone else would: the instance of service NAME that runs on this host, and its health. With a
+URL in the place of NAME it asks that, for a program that is not on NATS.
 """
 
 from __future__ import annotations
 
 import asyncio
 import os
+import socket
 import ssl
 import sys
+from http.client import HTTPException
 from typing import Any
 from urllib.parse import unquote, urlsplit
+from urllib.request import urlopen
 
 import nats
 import orjson
@@ -22,6 +26,8 @@ URL = "nats://127.0.0.1:4222"
 async def look(name: str, host: str) -> str | None:
     """What is wrong with the instance of `name` on `host`; `None` when nothing is."""
     url = os.environ.get("NATS_URL", URL)
+    space = os.environ.get("PERDURE_NAMESPACE", "")
+    prefix = f"ns.{space}." if space else ""
     nc = await nats.connect(
         url, allow_reconnect=False, max_reconnect_attempts=1, connect_timeout=2, error_cb=_quiet, **who(url)
     )
@@ -29,7 +35,7 @@ async def look(name: str, host: str) -> str | None:
         found: asyncio.Queue[Any] = asyncio.Queue()
         inbox = nc.new_inbox()
         await nc.subscribe(inbox, cb=found.put)
-        await nc.publish(f"$SRV.PING.{name}", reply=inbox)
+        await nc.publish(f"{prefix}$SRV.PING.{name}", reply=inbox)
         while True:
             answer = await found.get()
             if not answer.data:  # NATS itself says that there is nobody
@@ -37,7 +43,7 @@ async def look(name: str, host: str) -> str | None:
             instance = orjson.loads(answer.data)["id"]
             if instance.startswith(f"{host}-"):
                 break
-        report = orjson.loads((await nc.request(f"health.{name}.{instance}", timeout=2)).data)
+        report = orjson.loads((await nc.request(f"{prefix}health.{name}.{instance}", timeout=2)).data)
     finally:
         await nc.close()
     return None if report["status"] != "critical" else f"{name} is critical: {report['checks']}"
@@ -63,20 +69,27 @@ def who(url: str) -> dict[str, Any]:
     return said
 
 
+def fetch(url: str) -> None:
+    """Raises `OSError` or `HTTPException` when `url` does not answer with success."""
+    with urlopen(url, timeout=PATIENCE):  # noqa: S310 - the URL stands in the file that starts this container
+        return
+
+
 async def _quiet(_error: Exception) -> None:
     """What cannot be asked is said once, by `main`."""
 
 
 async def main() -> int:
     """The exit code; what is wrong goes to stderr, where `docker inspect` shows it."""
-    name, host = sys.argv[1], os.environ.get("HOSTNAME", "")
+    name, host = sys.argv[1], os.environ.get("HOSTNAME") or socket.gethostname()
     try:
         async with asyncio.timeout(PATIENCE):
-            wrong = await look(name, host)
+            wrong = await (asyncio.to_thread(fetch, name) if name.startswith("http") else look(name, host))
     except TimeoutError:
         wrong = f"no instance of {name} on {host} answers"
-    except (OSError, nats.errors.Error) as error:
-        wrong = f"NATS cannot be asked: {str(error) or type(error).__name__}"
+    except (OSError, HTTPException, nats.errors.Error) as error:
+        asked = name if name.startswith("http") else "NATS"
+        wrong = f"{asked} cannot be asked: {str(error) or type(error).__name__}"
     if wrong:
         sys.stderr.write(wrong + "\n")
     return 1 if wrong else 0

