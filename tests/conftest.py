@@ -22,13 +22,13 @@ from typing import Any
 from uuid import uuid4
 
 import asyncpg
-import nats
 import pytest
 import structlog
 from blockbuster import blockbuster_ctx
 from nats.aio.client import Client
 from redis.asyncio import Redis
 
+from perdure.bus.namespace import BusClient
 from perdure.embedded.nats_server import NatsServer
 from perdure.embedded.postgres_server import PostgresServer
 from perdure.embedded.redis_server import RedisServer
@@ -162,8 +162,9 @@ def own_postgres_settings(own_servers: OwnServers, settings: Settings) -> Settin
 
 @pytest.fixture
 async def nc(settings: Settings) -> AsyncIterator[Client]:
-    """A plain NATS client, as another program would use."""
-    client = await nats.connect(settings.nats_url, max_reconnect_attempts=-1, reconnect_time_wait=0.05)
+    """A plain NATS client, as another program would use, but that its `flush` is about what was sent before."""
+    client = BusClient()
+    await client.connect(settings.nats_url, max_reconnect_attempts=-1, reconnect_time_wait=0.05)
     yield client
     await client.close()
 

@@ -7,6 +7,7 @@ Inboxes and JetStream's own API stay as they are.
 
 from __future__ import annotations
 
+import asyncio
 from dataclasses import replace
 from typing import Any, Final
 
@@ -21,7 +22,10 @@ AS_THEY_ARE: Final = ("_INBOX.", "$JS.", "$SYS.", "$KV.")
 
 
 class BusClient(Client):
-    """A connection that remembers what the server has refused it, and sends nothing in the clear where TLS is on."""
+    """A connection whose `flush` is about all that was sent before.
+
+    It remembers what the server has refused it, and sends nothing in the clear where TLS is on.
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -31,6 +35,13 @@ class BusClient(Client):
         if "tls" in self.options and not self._server_info.get("tls_required"):  # nats-py would go on without
             raise NatsError("the server offers no TLS, and PERDURE_TLS_CA asks for it")
         return super()._connect_command()
+
+    async def _send_ping(self, future: asyncio.Future[bool] | None = None) -> None:
+        # nats-py's PING overtakes what waits for its flusher task: the PONG would then tell nothing of that.
+        if self._pending and self.is_connected and self._transport is not None:
+            waiting, self._pending, self._pending_data_size = self._pending, [], 0
+            self._transport.writelines(waiting)
+        await super()._send_ping(future)
 
 
 class NamespacedClient(BusClient):
