@@ -107,6 +107,8 @@ async def test_a_reader_that_is_cut_a_hundred_times_misses_nothing_and_sees_noth
                 cuts += 1
         await done
         assert (cuts, way.taken) == (100, 101)
+        told = [(event.id, event.kind, event.data["time"], event.data["data"].get("index")) for event in seen]
+        assert len(set(told)) == len(told)  # those that pass by, too
         whole(seen, upto)
         whole(await all_events(two.http, f"/runs/{run_id}/events"), upto)
         assert await all_events(one.http, f"/runs/{run_id}/events", last=seen[-1].id) == []

@@ -116,9 +116,14 @@ async def stubborn(settings, nc):
         yield platform, await platform.agent(Stubborn)
 
 
+STEPS = {"in_step": 1, "in_branch": 2, "in_thread": 1, "tidy": 1}  # under way before there is anything to cancel
+
+
 async def start(platform, process, what: str) -> str:
     run_id = await platform.start_run("stubborn", {"what": what})
     await eventually(lambda: run_id in process.worker.executions)
+    if what in STEPS:
+        await eventually(lambda: process.worker.steps_running == STEPS[what])
     return run_id
 
 
