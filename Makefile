@@ -52,8 +52,8 @@ peers: $(STAMP) ## The engine and the agents beside DBOS and LangGraph, which go
 chaos: $(STAMP) ## Kill servers and processes under load, and check that nothing was lost
 	@PERDURE_CHAOS_CHANGES=$${PERDURE_CHAOS_CHANGES:-2000} PERDURE_CHAOS_TAKEOVERS=$${PERDURE_CHAOS_TAKEOVERS:-30} \
 	  PERDURE_CHAOS_TAKEOVER_PAUSE=$${PERDURE_CHAOS_TAKEOVER_PAUSE:-1} PERDURE_ALL_KILLS=1 \
-	  OVERLOAD_SECONDS=$${OVERLOAD_SECONDS:-60} \
-	  $(PYTEST) tests/chaos tests/integration/test_agent_kills.py
+	  PERDURE_CHAOS_REDIS_CHANGES=$${PERDURE_CHAOS_REDIS_CHANGES:-2000} PERDURE_CHAOS_OVERLOAD_SECONDS=$${PERDURE_CHAOS_OVERLOAD_SECONDS:-60} \
+	  $(PYTEST) --timeout=900 tests/chaos tests/integration/test_agent_kills.py
 
 rules: ## Check the rules for alerts (needs promtool: Debian's package prometheus)
 	@promtool check rules deploy/prometheus/rules/perdure.yml

@@ -1,7 +1,7 @@
 """`python -m benchmarks.config`: how quickly configuration moves, beside the bare path on the same servers.
 
 Prints a table and writes `benchmarks/results/config.json`. Medians of 5 rounds, of storms 3; fsync is on.
-PERDURE_BENCH_STORM: the seconds of each storm.
+`storm_4x1` is a storm of 4 writers whose commits are of 1 update each. PERDURE_BENCH_STORM: the seconds of each storm.
 """
 
 from __future__ import annotations
@@ -141,9 +141,9 @@ async def write_cost(url: str) -> dict[str, float]:
 
 
 async def storm(
-    pool: asyncpg.Pool, nc: nats.NATS, seconds: float, watched: list[psutil.Process], *, rows: int
+    pool: asyncpg.Pool, nc: nats.NATS, seconds: float, watched: list[psutil.Process], *, writers: int, rows: int
 ) -> dict[str, float]:
-    """`STORM` updates a second by 4 connections, as far as they come: do agents end on the last, without going back?
+    """`STORM` updates a second by `writers` connections, as far as they come: do agents end on the last, never back?
 
     `rows` updates are one commit. Beside it the same writers on a table without triggers, one after the other.
     """
@@ -169,7 +169,7 @@ async def storm(
                     written += rows
                     await connection.execute(sql, [f"n{number}-{row}" for row in range(rows)], [f"s{written}"] * rows)
 
-        await asyncio.gather(*(write(number) for number in range(4)))
+        await asyncio.gather(*(write(number) for number in range(writers)))
         return written / (time.perf_counter() - begun)
 
     bare = await write_for(PUT_ROWS.replace("agent_configurations", "bench_plain"), 1.0)
@@ -195,7 +195,7 @@ async def storm(
     for name, process, before, cpu in zip(("manager", "agent"), watched, memory, busy, strict=True):
         found[f"storm_{name}_grew_mib"] = round((process.memory_info().rss - before) / 2**20, 1)
         found[f"storm_{name}_cpu_share"] = round((sum(process.cpu_times()[:2]) - cpu) / (seconds + settled), 2)
-    return {name.replace("storm", f"storm_by_{rows}"): value for name, value in found.items()}
+    return {name.replace("storm", f"storm_{writers}x{rows}"): value for name, value in found.items()}
 
 
 def median(rounds: list[dict[str, float]]) -> dict[str, float]:
@@ -268,8 +268,9 @@ async def main() -> None:
             results |= {"get_per_s": round(get), "echo_per_s": round(echo), "get_to_echo": round(ratio, 3)}
             seconds = float(os.environ.get("PERDURE_BENCH_STORM", "6"))
             watched = [psutil.Process(process.pid) for process in processes[:2]]
-            for rows in (1, 4):
-                results |= median([await storm(pool, nc, seconds, watched, rows=rows) for _ in range(STORMS)])
+            for writers, rows in ((1, 1), (4, 1), (4, 4)):
+                storms = [await storm(pool, nc, seconds, watched, writers=writers, rows=rows) for _ in range(STORMS)]
+                results |= median(storms)
             herds = [start(environment, "benchmarks/config/agents.py", "250", f"herd{n}-") for n in range(4)]
             processes.extend(await asyncio.gather(*herds))
             for _ in range(4):

@@ -1,6 +1,6 @@
 """Ten times as many callers as a gateway has places: what is accepted completes, the rest is told 429, memory is flat.
 
-`OVERLOAD_SECONDS=60` is the size of `make chaos`.
+`PERDURE_CHAOS_OVERLOAD_SECONDS=60` is the size of `make chaos`.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from tests.platform import in_process
 from tests.processes import processes
 from tests.support import eventually, temporary_folder
 
-SECONDS = float(os.environ.get("OVERLOAD_SECONDS", "3"))
+SECONDS = float(os.environ.get("PERDURE_CHAOS_OVERLOAD_SECONDS", "3"))
 PLACES = 8
 CALLERS = 10 * PLACES
 GROWTH = 24 * 1024 * 1024  # bytes that the second half may take over the first
