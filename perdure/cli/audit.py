@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime, timedelta
 from typing import Annotated, Any, TypeVar
@@ -11,11 +10,11 @@ import typer
 from rich.table import Table
 
 from perdure.cli.clients import Output
-from perdure.cli.console import fail, log_warnings, out, print_json, run
-from perdure.embedded.locate import locate
-from perdure.settings import Settings, load_settings
+from perdure.cli.console import fail, out, print_json
+from perdure.cli.database import working
+from perdure.settings import Settings
 from perdure.store import audit
-from perdure.store.postgres import PooledConnection, create_pool
+from perdure.store.postgres import Pool, PooledConnection
 from perdure.store.queries import load_queries
 
 T = TypeVar("T")
@@ -32,19 +31,11 @@ def register(main: typer.Typer) -> None:
 
 
 def _reading(work: Callable[[PooledConnection, Settings], Awaitable[T]]) -> T:
-    settings = load_settings()
-    log_warnings(settings)
+    async def read(pool: Pool, settings: Settings) -> T:
+        async with pool.acquire() as connection, connection.transaction(isolation="repeatable_read", readonly=True):
+            return await work(connection, settings)
 
-    async def connected() -> T:
-        found = await asyncio.to_thread(locate, settings)
-        pool = await create_pool(found, "perdure audit", size=2)
-        try:
-            async with pool.acquire() as connection, connection.transaction(isolation="repeatable_read", readonly=True):
-                return await work(connection, found)
-        finally:
-            await pool.close()
-
-    return run(connected())
+    return working("perdure audit", read)
 
 
 @app.command("list")

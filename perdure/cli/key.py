@@ -4,21 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import Awaitable, Callable
 from typing import Annotated, TypeVar
 
 import typer
 from rich.table import Table
 
 from perdure.cli.clients import Output
-from perdure.cli.console import err, fail, log_warnings, out, print_json
+from perdure.cli.console import err, fail, out, print_json
+from perdure.cli.database import working
 from perdure.edge import keys
 from perdure.edge.callers import ROLES, Role
-from perdure.embedded.locate import locate
-from perdure.errors import InvalidRequest, PerdureError
-from perdure.settings import Settings, load_settings
-from perdure.store.audit import acting_pool
-from perdure.store.postgres import Pool, create_pool
+from perdure.settings import Settings
+from perdure.store.postgres import Pool
 
 T = TypeVar("T")
 _UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86_400.0}
@@ -29,27 +26,6 @@ app = typer.Typer(help="Make, list and revoke keys of the HTTP gateway.", no_arg
 def register(main: typer.Typer) -> None:
     """Add the commands."""
     main.add_typer(app, name="key")
-
-
-def working(work: Callable[[Pool, Settings], Awaitable[T]]) -> T:
-    """Do `work` on the database of the platform; exit code 1 for an error, 2 for an argument that cannot be."""
-    settings = load_settings()
-    log_warnings(settings)
-
-    async def connected() -> T:
-        found = await asyncio.to_thread(locate, settings)
-        pool = await create_pool(found, "perdure key")
-        try:
-            return await work(acting_pool(pool), found)
-        finally:
-            await pool.close()
-
-    try:
-        return asyncio.run(connected())
-    except InvalidRequest as error:
-        fail(error, code=2)
-    except PerdureError as error:
-        fail(error)
 
 
 @app.command("create")
@@ -86,7 +62,7 @@ def create(
             rate_limit=rate_limit,
         )
 
-    made = working(work)
+    made = working("perdure key", work)
     if output is Output.JSON:
         print_json({"key_id": made.key_id, "key": made.key})
         return
@@ -97,7 +73,7 @@ def create(
 @app.command("list")
 def list_(*, output: Annotated[Output, typer.Option("-o", "--output", help="How to print.")] = Output.TABLE) -> None:
     """List all keys, without their secrets."""
-    found = working(lambda pool, _: keys.listed(pool))
+    found = working("perdure key", lambda pool, _: keys.listed(pool))
     if output is Output.JSON:
         print_json(found)
         return
@@ -114,7 +90,7 @@ def list_(*, output: Annotated[Output, typer.Option("-o", "--output", help="How 
 @app.command("revoke")
 def revoke(key_id: Annotated[str, typer.Argument(help="The id of the key, or the whole key.")]) -> None:
     """End a key at once, at every gateway."""
-    name = working(lambda pool, _: keys.revoke(pool, key_id))
+    name = working("perdure key", lambda pool, _: keys.revoke(pool, key_id))
     out.print(f"revoked: {name}", markup=False)
 
 

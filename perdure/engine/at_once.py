@@ -60,7 +60,7 @@ async def write_at_once(call: Call[Any], row: JournalRow, statement: Statement) 
         reach("step.before_commit", execution.run_id, call.name)
         async with execution.host.transactions:
             row.result = await _insist(execution, row, statement)
-    except BaseException:
+    except BaseException:  # a cancellation, too: later rows wait for this one's place
         execution.settle(row.seq, None)
         raise
     if row.result is None:

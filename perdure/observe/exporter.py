@@ -114,7 +114,7 @@ class Exporter:
         try:
             await self._runner.setup()
             await web.SockSite(self._runner, bound).start()
-        except BaseException:
+        except BaseException:  # a cancellation, too: the port is given back
             bound.close()
             raise
         port = bound.getsockname()[1]
@@ -179,7 +179,7 @@ def _listening(host: str, port: int) -> socket.socket:
         made.bind((host, port))
         made.listen(64)
         made.setblocking(False)
-    except BaseException:
+    except BaseException:  # whatever it is, the socket does not stay open
         made.close()
         raise
     return made

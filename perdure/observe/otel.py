@@ -171,7 +171,7 @@ class Traces:
         token = otel_context.attach(trace.set_span_in_context(span))
         try:
             yield span
-        except BaseException as error:
+        except BaseException as error:  # whatever ends the work is said in its span, and raised again
             failed(span, error)
             raise
         finally:
@@ -286,7 +286,7 @@ class RunTrace:
         token, mine = otel_context.attach(trace.set_span_in_context(span, self._within)), _run.set(self)
         try:
             return await work()
-        except BaseException as error:
+        except BaseException as error:  # whatever ends the work is said in its span, and raised again
             failed(span, error)
             raise
         finally:

@@ -45,8 +45,8 @@ async def acting(connection: PooledConnection, who: str) -> AsyncIterator[None]:
     finally:
         try:
             await connection.execute(_SQL["act_as"], "")
-        except BaseException:
-            connection.terminate()  # nobody else shall act in this name
+        except BaseException:  # a cancellation, too: nobody else shall act in this name
+            connection.terminate()
             raise
 
 

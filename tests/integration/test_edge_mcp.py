@@ -12,48 +12,25 @@ import mcp
 import pytest
 from mcp.client.streamable_http import streamable_http_client
 
-from perdure.agent.base import BaseAgent
 from perdure.edge import keys
 from perdure.edge.keys import pepper
-from perdure.engine import Context, Retry, StepContext, workflow
+from perdure.engine import StepContext
+from tests import a2a_support
+from tests.a2a_support import Other
 from tests.edge_support import Web, problem, web
 from tests.platform import in_process
 from tests.support import eventually
 
 
-class Clerk(BaseAgent):
+class Clerk(a2a_support.Clerk):
     """Doubles numbers, and waits when it is told to.
 
     What stands here is for readers of the code.
     """
 
-    name = "clerk"
-
-    @workflow
-    async def run(self, ctx: Context, task: Any) -> Any:
-        if isinstance(task, str):
-            return f"heard {task} in {ctx.session_id}"
-        doubled = await ctx.step("double", self.double, task["n"])
-        if task.get("wait"):
-            await ctx.wait_signal("go")
-        if task.get("breaks"):
-            await ctx.step("break", self.broken, retry=Retry(max_attempts=1))
-        return {"doubled": doubled}
-
     async def double(self, n: int, step: StepContext) -> int:
         await step.progress(0.5, "half of it")
         return n * 2
-
-    async def broken(self) -> None:
-        raise ValueError("no such luck")
-
-
-class Other(BaseAgent):
-    name = "other"
-
-    @workflow
-    async def run(self, ctx: Context, task: Any) -> Any:
-        return task
 
 
 @pytest.fixture

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from typing import Any
 
 import orjson
@@ -29,16 +28,13 @@ class Mixed(BaseAgent):
     async def quick(self) -> None: ...
 
     async def slow(self) -> None:
-        async with asyncio.timeout(10):
-            while not _of(self.heard, "step.started", "slow"):
-                await asyncio.sleep(0.01)
+        await eventually(lambda: _of(self.heard, "step.started", "slow"))
 
     async def again(self, step: StepContext) -> None:
         if step.attempt == 1:
             raise OSError("not yet")
-        async with asyncio.timeout(10):  # nothing else is told at that moment
-            while not any(event["data"].get("attempt") == 2 for event in self.heard):
-                await asyncio.sleep(0.01)
+        # nothing else is told at that moment
+        await eventually(lambda: any(event["data"].get("attempt") == 2 for event in self.heard))
 
     async def talks(self, step: StepContext) -> None:
         await step.progress(0.5)
