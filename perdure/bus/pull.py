@@ -38,7 +38,7 @@ class PullConsumer:
     `room()` is how many messages the caller can take now, `take(message)` is called for each and must not wait; it
     answers with `ack` once the work is safe. What is not acked within `ack_wait` seconds is delivered again, elsewhere
     if need be. Call `more()` when room has come up. A request stands `expires` seconds at the server: for so long
-    messages may still go to a process that hangs.
+    messages may still go to a process that hangs. Acknowledgements leave with what is in `outgoing`, if that is given.
     """
 
     def __init__(
@@ -52,9 +52,10 @@ class PullConsumer:
         take: Callable[[Msg], None],
         ack_wait: float = 30.0,
         expires: float = EXPIRES,
+        outgoing: Outgoing | None = None,
     ) -> None:
         self._nats = nats
-        self._outgoing = Outgoing(nats)
+        self._outgoing = outgoing or Outgoing(nats)
         self._stream = stream
         self._subject = subject
         self._durable = durable
@@ -119,13 +120,15 @@ class PullConsumer:
 
     def ack(self, message: Msg) -> None:
         """The work of `message` is safe: it need not come again. Waits for nothing."""
-        if message.reply:
-            self._outgoing.put(message.reply, ACK)
+        self._say(message, ACK)
 
     def pass_on(self, message: Msg) -> None:
         """`message` is for somebody else who takes from this consumer: deliver it again in 50 ms. Waits for nothing."""
-        if message.reply:
-            self._outgoing.put(message.reply, PASS_ON)
+        self._say(message, PASS_ON)
+
+    def _say(self, message: Msg, word: bytes) -> None:
+        if message.reply and self._nats.is_connected:  # else it comes again
+            self._outgoing.put(message.reply, word)
 
     def flush(self) -> None:
         """Send what was acknowledged and passed on, now."""

@@ -116,6 +116,7 @@ class Worker:
             room=self._room,
             take=self._take,
             expires=settings.lease_seconds / 2,
+            outgoing=self.events.outgoing,
         )
         self._nudges: list[Subscription] = []
         self._draining = False
