@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from datetime import datetime, timedelta
-from typing import Any
+from typing import Any, TypeVar
 
 from perdure.engine.rows import Start
 from perdure.engine.start_options import StartOptions
@@ -18,6 +18,7 @@ _RUNS = load_queries("runs.sql")
 _SQL = load_queries("queues.sql")
 _ENDS = load_queries("ends.sql")
 _PLAIN = StartOptions()
+T = TypeVar("T")
 
 
 async def insert_starts(connection: PooledConnection, starts: Sequence[Start]) -> set[str]:
@@ -95,13 +96,21 @@ def _columns(stored: Sequence[tuple[Start, str | None]]) -> tuple[list[Any], ...
         [start.run_id for start in starts],
         [start.agent_name for start in starts],
         [start.workflow for start in starts],
-        [start.session_id for start in starts],
+        said([start.session_id for start in starts]),
         [task for _, task in stored],
         [start.task_hash for start in starts],
-        [start.parent_run_id for start in starts],
-        [start.parent_path for start in starts],
-        [start.trace for start in starts],
+        said([start.parent_run_id for start in starts]),
+        said([start.parent_path for start in starts]),
+        said([start.trace for start in starts]),
     )
+
+
+def said(column: list[T]) -> list[T]:
+    """A column of a statement that unnests it beside others, which fill it up with NULL: left out if it says nothing.
+
+    asyncpg looks at each value of an array by itself, and so does Postgres.
+    """
+    return column if any(value is not None for value in column) else []
 
 
 def _places(starts: Sequence[Start]) -> tuple[list[Any], ...]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Final
 
-from perdure.engine.accepting import insert_starts
+from perdure.engine.accepting import insert_starts, said
 from perdure.engine.entries import Entry, Place
 from perdure.engine.points import reach
 from perdure.engine.rows import JournalRow, Start
@@ -195,13 +195,13 @@ async def _move(connection: PooledConnection, entries: Sequence[Entry]) -> dict[
         [entry.writer.epoch for entry in entries],
         [move.status for move in moves],
         outputs,
-        errors,
-        [move.wake_at for move in moves],
-        [move.waiting_signals for move in moves],
-        [move.waiting_children for move in moves],
+        said(errors),
+        said([move.wake_at for move in moves]),
+        said([move.waiting_signals for move in moves]),
+        said([move.waiting_children for move in moves]),
         [move.end_seq for move in moves],
-        tasks,
-        [move.base_seq for move in moves],
+        said(tasks),
+        said([move.base_seq for move in moves]),
     )
     if paused := {(record["run_id"], record["epoch"]) for record in records if record["status"] == "paused"}:
         for entry in entries:

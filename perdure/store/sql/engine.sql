@@ -172,7 +172,7 @@ WHERE signals.run_id = unused.run_id AND signals.seq = unused.seq
 -- name: move
 -- The ends, the waits and the pauses. Only a run that is still running moves, so that a repeat never undoes a wake-up;
 -- after a lost answer `moved_before` finds the run already there. One that was asked to pause goes nowhere else but to
--- an end.
+-- an end. A column that says nothing may be left empty.
 WITH input AS (
   SELECT * FROM unnest($1::text[], $2::bigint[], $3::text[], $4::text[], $5::text[], $6::timestamptz[], $7::text[],
                        $8::text[], $9::bigint[], $10::text[], $11::bigint[])
