@@ -119,10 +119,11 @@ def gateway_of(children: list[psutil.Process]) -> int:
     return next(int(each.pid) for each in children if any("services.gateway" in part for part in each.cmdline()))
 
 
-async def ended_run(port: int) -> str:
+async def ended_run(port: int, *, fail: bool) -> str:
     """The address of a run that has ended after one step: its stream is four events."""
     connection = await Connection(port).open()
-    run = await connection.post("/agents/ticker/run", b'{"task":{"ticks":1,"every":0}}')
+    body = orjson.dumps({"task": {"ticks": 1, "every": 0, "fail": fail}})
+    run = await connection.post("/agents/ticker/run", body)
     async for _event in connection.events(f"{run['status_url']}/events"):
         pass
     connection.close()
@@ -187,12 +188,15 @@ async def main() -> None:
             found: dict[str, Any] = {"first_event_ms": await first_event(port), "sse": await readers(port)}
             ours = Served(port, gateway_of(psutil.Process().children(recursive=True)))
             bare = Served(echo_port, echo.pid)
-            ended = await ended_run(port)
+            # A failed run may be resumed, so that its events are read anew for each reader; those of a completed one
+            # are kept for a moment.
+            read_anew = f"{await ended_run(port, fail=True)}/events"
+            kept = f"{await ended_run(port, fail=False)}/events"
             for callers in (1, 16, 64):
                 post = ("/agents/nobody/run", bare, "/echo")
                 found[f"post_at_{callers}"] = await beside(ours, *post, callers, stream=False)
-                read = (f"{ended}/events", bare, "/stream")
-                found[f"events_at_{callers}"] = await beside(ours, *read, callers, stream=True)
+                for name, path in (("events", read_anew), ("kept_events", kept)):
+                    found[f"{name}_at_{callers}"] = await beside(ours, path, bare, "/stream", callers, stream=True)
             echo.terminate()
             await echo.wait()
     about = {"machine": machine.platform(), "python": machine.python_version(), "cores": psutil.cpu_count()}

@@ -9,7 +9,7 @@ from perdure import BaseAgent, Context, run_agent, workflow
 
 
 class Ticker(BaseAgent):
-    """Its task is `{"ticks": n, "every": seconds}`."""
+    """Its task is `{"ticks": n, "every": seconds}`; with `"fail": true` it fails after the last tick."""
 
     name = "ticker"
 
@@ -18,6 +18,8 @@ class Ticker(BaseAgent):
         """One step a tick."""
         for number in range(task["ticks"]):
             await ctx.step("tick", self.tick, task["every"], number)
+        if task.get("fail"):
+            raise ValueError("as it was told")
         return int(task["ticks"])
 
     async def tick(self, every: float, number: int) -> int:

@@ -26,6 +26,7 @@ CARD: Final = "/.well-known/agent-card.json"
 LARGEST: Final = 1_000_000  # characters of an answer, bytes of a card
 _FIRST_PAUSE: Final = 0.2
 _LONGEST_PAUSE: Final = 5.0
+_LAST_WORD: Final = 10.0  # seconds for cancelling a task
 _NAME: Final = re.compile(r"[A-Za-z0-9_-]{1,64}")
 _ENDED: Final = {"completed": True, "failed": False, "canceled": False, "rejected": False}
 _ASKING: Final = frozenset({"input_required", "auth_required"})
@@ -47,7 +48,8 @@ class A2aAgent:
     """A remote agent of A2A (1.0 or 0.3) as the tool `name`: `A2aAgent("lawyer", "https://law.example/a2a/lawyer")`.
 
     `url` is the address up to the agent's card. `headers` may hold `secret://…` references. `timeout` is seconds for
-    one call, at whose end the other side goes on. The tool gives `{"answer", "state", "context_id", "task_id"}`.
+    one call, at whose end the other side goes on; when the run that called is cancelled, so is the task there. The tool
+    gives `{"answer", "state", "context_id", "task_id"}`.
     """
 
     def __init__(
@@ -181,11 +183,29 @@ class A2aAgent:
                 except errors.A2AError as error:
                     self._broken(error, told)
                 await self._until_ended(client, told, errors)
+        except asyncio.CancelledError:
+            if told.task_id and not told.over and step.unwanted:
+                await self._cancel(client, told.task_id)
+            raise
         except TimeoutError:
             raise PermanentError(
                 f"agent {self.name!r} has not answered within {self._timeout:g} s; task {told.task_id!r} goes on there"
             ) from None
         return told.result(self.name)
+
+    async def _cancel(self, client: Any, task_id: str) -> None:
+        """Ask the other side to end a task that nobody waits for any more; it is asked once."""
+        types = import_module("a2a.types")
+        errors = import_module("a2a.utils.errors")
+        try:
+            async with asyncio.timeout(_LAST_WORD):
+                await client.cancel_task(types.CancelTaskRequest(id=task_id))
+        except (errors.A2AError, TimeoutError) as error:
+            log.warning(
+                "a task was not cancelled", action="a2a.not_cancelled", agent=self.name, task=task_id, error=str(error)
+            )
+        else:
+            log.info("a task was cancelled", action="a2a.cancelled", agent=self.name, task=task_id)
 
     def _broken(self, error: Any, told: _Told) -> None:
         """An error in the middle: a task that is known is looked at; else the error says whether to try again."""

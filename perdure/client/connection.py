@@ -14,6 +14,7 @@ from perdure.bus import wire
 from perdure.bus.connection import connect
 from perdure.client import parts
 from perdure.client.live import Live
+from perdure.client.stream import Gets
 from perdure.errors import InternalError, InvalidRequest, RateLimited, Unavailable
 from perdure.settings import Settings, load_settings
 from perdure.store.sealing import vault_for
@@ -58,6 +59,7 @@ class Connection:
         self._said_away = False
         self._looking: dict[str, list[asyncio.Future[dict[str, Any] | None]]] = {}
         self.live = Live()
+        self.gets = Gets()
 
     async def nats(self) -> Nats:
         """The connection. Raises `SetupError` when no server answers, `Unavailable` after `close`."""

@@ -65,7 +65,7 @@ class _Watch:
         self._vault = vault
         self._nats = nats
         self._run_id = run_id
-        self._stream = StreamReader(nats, run_id)
+        self._stream = StreamReader(nats, connection.gets, run_id)
         self._seen: OrderedDict[Key, None] = OrderedDict()
         self._last = after or 0  # seq of the last journaled event
         self._after = after  # what the reader has seen before, until the replay is over
@@ -106,7 +106,7 @@ class _Watch:
         end: RunEvent | None = None
         late: list[RunEvent] = []  # passing events that were stored after an end: dropped if it was the last
         async for event in self._whole(self._stored()):
-            if end is not None and not _is_journaled(event):
+            if end is not None and not is_journaled(event):
                 late.append(event)
                 continue
             end = event if event["type"] in TERMINAL_EVENTS else None
@@ -177,7 +177,7 @@ class _Watch:
         """Events not seen before; where a journaled one is missing before another, it is told from the journal."""
         async for event in source:
             if self._is_new(event) and not self._behind(event):
-                if _is_journaled(event):
+                if is_journaled(event):
                     if event["seq"] > self._last + 1:
                         async for missed in self._missed(event["seq"]):
                             yield missed
@@ -213,9 +213,9 @@ class _Watch:
 
     def _behind(self, event: RunEvent) -> bool:
         """Whether the reader has seen it before he came back."""
-        if self._after is None or not (self._replaying or _is_journaled(event)):
+        if self._after is None or not (self._replaying or is_journaled(event)):
             return False
-        if event["seq"] != self._after or _is_journaled(event) or self._after_index is None:
+        if event["seq"] != self._after or is_journaled(event) or self._after_index is None:
             return event["seq"] <= self._after
         index = event["data"].get("index")
         return isinstance(index, int) and index <= self._after_index
@@ -235,6 +235,6 @@ class _Watch:
         return run is None or f"run.{run['status']}" == event["type"]
 
 
-def _is_journaled(event: RunEvent) -> bool:
+def is_journaled(event: RunEvent) -> bool:
     """Whether the event's seq is its own: a step, an event of the workflow, the end."""
     return event["type"] in TERMINAL_EVENTS or not (event["type"].startswith("run.") or "index" in event["data"])

@@ -24,11 +24,47 @@ _DIRECT_GET: Final = "$JS.API.DIRECT.GET"
 log = structlog.get_logger(__name__)
 
 
+class Gets:
+    """Direct gets over one connection. Their answers share an inbox: one of its own for each costs the client a task,
+    and the server a subscription.
+    """
+
+    def __init__(self) -> None:
+        self._lock = asyncio.Lock()
+        self._inbox = ""
+        self._asked = 0
+        self._open: dict[str, _Batch] = {}
+
+    async def get(self, nats: Nats, subject: str, wanted: dict[str, object]) -> _Batch:
+        """Ask, and wait until all that was asked for is there, or no more of it comes."""
+        if not self._inbox:
+            async with self._lock:
+                if not self._inbox:
+                    inbox = nats.new_inbox()
+                    await nats.subscribe(f"{inbox}.*", cb=self._arrived)
+                    self._inbox = inbox
+        self._asked += 1
+        reply = f"{self._inbox}.{self._asked}"
+        batch = self._open[reply] = _Batch()
+        try:
+            await nats.publish(subject, orjson.dumps(wanted), reply=reply)
+            await batch.wait()
+        finally:
+            del self._open[reply]
+        return batch
+
+    async def _arrived(self, message: Msg) -> None:
+        batch = self._open.get(message.subject)
+        if batch is not None:
+            batch.take(message)
+
+
 class StreamReader:
     """Reads a run's stored events, each once, also over several calls of `read`. `more`: a batch was not all."""
 
-    def __init__(self, nats: Nats, run_id: str) -> None:
+    def __init__(self, nats: Nats, gets: Gets, run_id: str) -> None:
         self._nats = nats
+        self._gets = gets
         self._subject = subject_at(nats, subjects.run_events(run_id))
         self._direct_get = f"{_DIRECT_GET}.{stream_at(nats, subjects.STREAM_EVENTS)}"
         self._next = 1
@@ -36,19 +72,11 @@ class StreamReader:
 
     async def read(self) -> list[bytes]:
         """At most one batch of the events not read yet; none when there are no more, or no stream to read from."""
-        batch = _Batch()
-        # A callback, as `next_msg` makes two tasks for each message.
-        inbox = await self._nats.subscribe(self._nats.new_inbox(), cb=batch.take)
-        try:
-            wanted = {"seq": self._next, "next_by_subj": self._subject, "batch": BATCH}
-            await self._nats.publish(self._direct_get, orjson.dumps(wanted), reply=inbox.subject)
-            whole = await batch.whole()
-            self.more = len(batch.found) == BATCH or not whole
-            if not whole:
-                log.debug("the event stream does not answer", action="client.stream_silent", subject=self._subject)
-        finally:
-            if not self._nats.is_closed:
-                await inbox.unsubscribe()
+        wanted = {"seq": self._next, "next_by_subj": self._subject, "batch": BATCH}
+        batch = await self._gets.get(self._nats, self._direct_get, wanted)
+        self.more = len(batch.found) == BATCH or not batch.whole
+        if not batch.whole:
+            log.debug("the event stream does not answer", action="client.stream_silent", subject=self._subject)
         self._next = batch.last + 1 if batch.found else self._next
         return batch.found
 
@@ -61,7 +89,12 @@ class _Batch:
         self.last = 0  # sequence in the stream of the last one
         self._ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
-    async def take(self, message: Msg) -> None:
+    @property
+    def whole(self) -> bool:
+        """Whether its end has come."""
+        return self._ended.done()
+
+    def take(self, message: Msg) -> None:
         """One more event, or the end of the batch (204), `not found` (404), `no stream` (503)."""
         headers = message.headers or {}
         stored = "Status" not in headers and "Nats-Sequence" in headers
@@ -73,10 +106,9 @@ class _Batch:
         if not stored or "Nats-Num-Pending" not in headers:  # a server older than batches sends one event and no end
             self._ended.set_result(None)
 
-    async def whole(self) -> bool:
-        """Whether its end comes, with no pause that is too long before it."""
+    async def wait(self) -> None:
+        """Wait for its end, unless a pause before it is too long."""
         had = -1
         while not self._ended.done() and len(self.found) > had:
             had = len(self.found)
             await asyncio.wait((self._ended,), timeout=PATIENCE)
-        return self._ended.done()

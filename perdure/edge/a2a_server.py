@@ -26,6 +26,7 @@ from a2a.utils import errors as a2a_errors
 from starlette.requests import Request
 from starlette.responses import Response
 
+from perdure.agent.registry import alive
 from perdure.client.handle import RunHandle
 from perdure.client.types import STOPPED, TERMINAL, TERMINAL_EVENTS
 from perdure.edge import a2a_push
@@ -36,6 +37,7 @@ from perdure.edge.problems import unexpected
 from perdure.edge.progress import progress
 from perdure.edge.replies import run_id_of
 from perdure.errors import ApiError, InvalidRequest, NotFound, Unauthorized, Unavailable
+from perdure.subjects import agent_name
 
 PLATFORM = 'Agents, each of them a skill here. A message names the one it is for in its metadata: {"agent": "NAME"}.'
 CANCEL_PATIENCE = 5.0  # seconds in which a cancelled run tidies up, as far as this answer waits for it
@@ -224,6 +226,9 @@ class _Runs(RequestHandler):
         caller.need("operator")
         message = params.message
         agent: str = context.state["agent"] or await self._named(params, caller)
+        run_id = caller.own(run_id_of(message.message_id or uuid4().hex, None, agent, "a2a") or "")
+        if not await alive(self.door.pool, [agent]):
+            await self._known(caller, run_id, agent)
         push = None
         if params.configuration.HasField("task_push_notification_config"):
             push = params.configuration.task_push_notification_config
@@ -233,7 +238,6 @@ class _Runs(RequestHandler):
             raise a2a_errors.UnsupportedOperationError(
                 message="a task takes no second message; go on with its contextId and without taskId"
             )
-        run_id = caller.own(run_id_of(message.message_id or uuid4().hex, None, agent, "a2a") or "")
         session = caller.own(message.context_id, field="contextId") if message.context_id else run_id
         run = await self.door.client.start(agent, what_to_do(message), run_id=run_id, session_id=session)
         if push is not None:
@@ -241,18 +245,30 @@ class _Runs(RequestHandler):
         return run
 
     async def _named(self, params: Any, caller: Caller) -> str:
-        """The agent that a message to the platform is for. Raises `InvalidRequest`, which lists those that are here."""
+        """The agent that a message to the platform is for. Raises `InvalidRequest`, `Forbidden`."""
         said = named_agent(params)
-        here = [each["agent"] for each in await self.door.agents(caller)]
-        if said is not None and said in here:
-            return said
-        what = "name the agent" if said is None else f"there is no agent {said!r}"
-        raise InvalidRequest(f"field 'metadata.agent': {what}; here are: {', '.join(here) or 'none'}")
+        if said is None:
+            raise InvalidRequest(f"field 'metadata.agent': name the agent; here are: {await self._here(caller)}")
+        try:
+            return self.door.agent(caller, agent_name(said))
+        except ValueError as error:
+            raise InvalidRequest(f"field 'metadata.agent': {error}") from None
+
+    async def _known(self, caller: Caller, run_id: str, agent: str) -> None:
+        """Whether a message was taken before. Raises `Unavailable` for a new one, as nobody is here to see to it."""
+        try:
+            await self.door.find(caller, run_id)
+        except NotFound:
+            here = await self._here(caller)
+            raise Unavailable(f"no process of an agent {agent!r} is up; here are: {here}") from None
+
+    async def _here(self, caller: Caller) -> str:
+        return ", ".join(each["agent"] for each in await self.door.agents(caller)) or "none"
 
     async def _whole(self, task_id: str, context: ServerCallContext) -> dict[str, Any]:
         """A run that the caller may see, of this agent where one is asked. Raises `NotFound`."""
         try:
-            found = await self.door.look(context.state["caller"], task_id)
+            found = await self.door.find(context.state["caller"], task_id)
         except InvalidRequest:
             raise NotFound(f"there is no run {task_id!r}") from None
         if context.state["agent"] not in (None, found["agent"]):

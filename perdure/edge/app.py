@@ -29,6 +29,7 @@ from perdure.edge import (
 from perdure.edge.door import Door
 from perdure.edge.gate import origins
 from perdure.edge.guard import PUBLIC, Guard
+from perdure.edge.lanes import Lanes
 from perdure.edge.mcp_door import McpDoor
 
 DESCRIPTION = """\
@@ -67,6 +68,7 @@ def create_app(door: Door, *, version: str = "0") -> FastAPI:
     routes.append(Route("/docs", _docs, methods=["GET"], name="docs"))
     routes.append(Route("/mcp", McpDoor(door, version), methods=["GET", "POST", "DELETE"], name="mcp"))
     routes.extend(a2a_door.routes(door, version=version))
+    app.add_middleware(Lanes, door=door, routes=routes)
     app.add_middleware(Guard, door=door)
     if allowed := origins(door.settings):
         app.add_middleware(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -13,16 +14,22 @@ from redis.asyncio import Redis
 from perdure.agent.registry import live_agents
 from perdure.client import Client
 from perdure.edge.callers import Caller
+from perdure.edge.endings import Ending, Endings
 from perdure.edge.gate import Gate
 from perdure.edge.metrics import Load, Metrics
+from perdure.edge.together import Together
 from perdure.errors import NotFound
 from perdure.observe.health import Health
 from perdure.observe.metrics import Metrics as Observed
 from perdure.settings import Settings
 from perdure.store.postgres import Pool
+from perdure.store.queries import load_queries
 
 if TYPE_CHECKING:
     from perdure.observe.otel import Traces
+
+
+_SQL = load_queries("edge.sql")
 
 
 @dataclass
@@ -44,11 +51,14 @@ class Door:
     observed: Observed = field(default_factory=Observed)  # what the process counts, the app's own added
     stopping: asyncio.Event = field(default_factory=asyncio.Event)
     client: Client = field(init=False)
+    endings: Endings = field(init=False)
     load: Load = field(init=False)
     metrics: Metrics = field(init=False)
 
     def __post_init__(self) -> None:
         self.client = Client.over(self.nats, self.settings)
+        self.endings = Endings(self.nats, self.settings)
+        self._runs = Together(self.pool, _SQL["runs_by_id"], what="runs")
         self.load = Load(
             self.settings.gateway_max_requests, self.settings.gateway_max_streams, self.settings.gateway_max_bytes
         )
@@ -69,6 +79,25 @@ class Door:
             for each in await live_agents(self.pool)
             if caller.uses(each["agent"]) and self.only in (None, each["agent"])
         ]
+
+    async def close(self) -> None:
+        """End what looks things up. The connections stay open."""
+        await self._runs.stop()
+        await self.gate.keys.stop()
+
+    async def find(self, caller: Caller, run_id: str) -> Mapping[str, Any]:
+        """`run_id` as it is known here, `agent`, `status` and `end_seq` of a run. Raises as `look` does."""
+        known = caller.known(run_id)
+        run = await self._runs.ask(known) if caller.sees_id(known) else None
+        if run is None or not self.shows(caller, run["agent"], known):
+            raise NotFound(f"there is no run {run_id!r}", run_id=run_id)
+        return dict(run)
+
+    def ended(self, caller: Caller, run_id: str) -> Ending | None:
+        """The events of a run that were read a moment ago and cannot be more, if this door shows them to the caller."""
+        known = caller.known(run_id)
+        ending = self.endings.kept(known)
+        return ending if ending is not None and self.shows(caller, ending.agent, known) else None
 
     async def look(self, caller: Caller, run_id: str) -> dict[str, Any]:
         """A run without its steps. Raises `NotFound`, also for one that the caller may not see."""

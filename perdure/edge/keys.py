@@ -17,7 +17,8 @@ import asyncpg
 import structlog
 
 from perdure.edge.callers import PLATFORM, TENANT, Caller, Role
-from perdure.errors import InvalidRequest, NotFound, SetupError, Unavailable
+from perdure.edge.together import Together
+from perdure.errors import InvalidRequest, NotFound, SetupError
 from perdure.settings import Settings
 from perdure.store.failures import CONNECTION_ERRORS
 from perdure.store.postgres import Pool
@@ -129,18 +130,17 @@ class Keys:
     def __init__(self, pool: Pool, under: bytes) -> None:
         self._pool = pool
         self._under = under
-        self._waiting: dict[str, list[asyncio.Future[asyncpg.Record | None]]] = {}
-        self._any: list[asyncio.Future[bool]] = []
-        self._task: asyncio.Task[None] | None = None
+        self._rows = Together(pool, _SQL["keys_by_id"], what="keys")
         self._used: dict[str, float] = {}  # when it was written that a key was used
         self._due: set[str] = set()
+        self._writing: asyncio.Task[None] | None = None
 
     async def caller(self, key: str) -> Caller | None:
         """Whose key it is; None when it is no key, or does not count. Raises `Unavailable`."""
         parts = KEY.fullmatch(key)
         if parts is None:
             return None
-        row = await self._row(parts[1])
+        row = await self._rows.ask(parts[1])
         if row is None or not hmac.compare_digest(row["hash"], hash_of(parts[2], self._under)):
             return None
         self._note(row["key_id"])
@@ -151,58 +151,18 @@ class Keys:
 
     async def count(self, key_id: str) -> bool:
         """Whether the key of this id still counts. Raises `Unavailable`."""
-        return await self._row(key_id) is not None
-
-    async def _row(self, key_id: str) -> asyncpg.Record | None:
-        answer: asyncio.Future[asyncpg.Record | None] = asyncio.get_running_loop().create_future()
-        self._waiting.setdefault(key_id, []).append(answer)
-        self._look()
-        return await answer
+        return await self._rows.ask(key_id) is not None
 
     async def exist(self) -> bool:
         """Whether a key was ever made: one that was revoked does not open the door again. Raises `Unavailable`."""
-        answer: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
-        self._any.append(answer)
-        self._look()
-        return await answer
+        return await self._rows.ask(None) is not None
 
     async def stop(self) -> None:
         """End the looking."""
-        if self._task is not None:
-            self._task.cancel()
-            await asyncio.gather(self._task, return_exceptions=True)
-
-    def _look(self) -> None:
-        if self._task is None or self._task.done():
-            self._task = asyncio.get_running_loop().create_task(self._answer())
-
-    async def _answer(self) -> None:
-        # whoever asks while a query is under way is answered by the next one, which sees what was revoked until then
-        while self._waiting or self._any or self._due:
-            waiting, self._waiting = self._waiting, {}
-            asked, self._any = self._any, []
-            futures: list[asyncio.Future[Any]] = [*asked, *(each for several in waiting.values() for each in several)]
-            try:
-                rows = await self._pool.fetch(_SQL["keys_by_id"], list(waiting)) if futures else []
-                await self._keep_used()
-            except (*CONNECTION_ERRORS, asyncpg.PostgresError) as error:
-                log.warning("keys cannot be looked up", action="keys.away", error=type(error).__name__)
-                for each in futures:
-                    if not each.done():
-                        each.set_exception(Unavailable("keys cannot be checked now, Postgres is away; ask again"))
-                continue
-            except asyncio.CancelledError:
-                for each in futures:
-                    each.cancel()
-                raise
-            found = {row["key_id"]: row for row in rows}
-            for every in asked:
-                if not every.done():
-                    every.set_result(None in found)
-            for key_id, several in waiting.items():
-                for one in several:
-                    if not one.done():
-                        one.set_result(found.get(key_id))
+        await self._rows.stop()
+        if self._writing is not None:
+            self._writing.cancel()
+            await asyncio.gather(self._writing, return_exceptions=True)
 
     def _note(self, key_id: str) -> None:
         """Let it be written that a key was used, at most once a minute."""
@@ -210,9 +170,13 @@ class Keys:
         if now - self._used.get(key_id, -USED_EVERY) >= USED_EVERY:
             self._used[key_id] = now
             self._due.add(key_id)
-            self._look()
+            if self._writing is None or self._writing.done():
+                self._writing = asyncio.get_running_loop().create_task(self._keep_used())
 
     async def _keep_used(self) -> None:
-        due, self._due = self._due, set()
-        if due:
-            await self._pool.execute(_SQL["used_keys"], list(due))
+        while self._due:
+            due, self._due = self._due, set()
+            try:
+                await self._pool.execute(_SQL["used_keys"], list(due))
+            except (*CONNECTION_ERRORS, asyncpg.PostgresError) as error:
+                log.warning("a key's use was not written", action="keys.away", error=type(error).__name__)

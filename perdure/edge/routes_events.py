@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Mapping
 from contextlib import aclosing
 from typing import Annotated, Any, Final
 
@@ -54,12 +54,25 @@ async def run_events(
     door = door_of(request)
     if form == "ag-ui":
         return await run_events_for_ui(run_id, door, caller, place(last, after))
-    seq, index = sse.position(last, after)
-    run = await door.look(caller, run_id)
-    if seq is not None and run.get("end_seq") is not None and run["end_seq"] <= seq:
+    return await events_of(door, caller, run_id, *sse.position(last, after))
+
+
+async def events_of(
+    door: Door, caller: Caller, run_id: str, seq: int | None = None, index: int | None = None
+) -> Response:
+    """The events of a run after a place: at once if it has ended and they are few, else as they come."""
+    ending = door.ended(caller, run_id) if index is None else None
+    if ending is None:
+        run = await door.find(caller, run_id)
+        if seq is not None and run["end_seq"] is not None and run["end_seq"] <= seq:
+            return Response(status_code=204)
+        ending = await door.endings.read(run) if index is None else None
+        if ending is None:
+            pieces = _of_run(door, run, seq, index)
+            return sse.EventStream(door, pieces, still=lambda: door.gate.still(caller))
+    if seq is not None and ending.end_seq <= seq:
         return Response(status_code=204)
-    pieces = _of_run(door, run, seq, index)
-    return sse.EventStream(door, pieces, still=lambda: door.gate.still(caller))
+    return sse.sent(ending.after(seq))
 
 
 async def run_events_for_ui(run_id: str, door: Door, caller: Caller, after: Place | None) -> Response:
@@ -70,7 +83,7 @@ async def run_events_for_ui(run_id: str, door: Door, caller: Caller, after: Plac
     return await stream(door, caller, run, after)
 
 
-async def _of_run(door: Door, run: dict[str, Any], after: int | None, index: int | None) -> sse.Pieces:
+async def _of_run(door: Door, run: Mapping[str, Any], after: int | None, index: int | None) -> sse.Pieces:
     async with aclosing(door.client.run(run["run_id"]).events(after=after, index=index, known=run)) as events:
         async for event in events:
             yield sse.event(event, kind=event["type"], id=str(event["seq"]))
@@ -95,7 +108,7 @@ async def session_events(
         if not RUN_ID.fullmatch(run_id):
             raise InvalidRequest(f"{given!r} is no event's id: it is RUN_ID:SEQ of the last event you have")
         seq, index = sse.position(rest, None)
-        await door.look(caller, run_id)
+        await door.find(caller, run_id)
     pieces = _of_session(door, caller, session, run_id, seq, index)
     return sse.EventStream(door, pieces, still=lambda: door.gate.still(caller))
 

@@ -87,7 +87,7 @@ async def get_run(
 async def cancel_run(run_id: RunId, request: Request, caller: Operator, body: models.Cancel | None = None) -> Response:
     """End a run and its children as `cancelled`; one that has ended stays as it is."""
     door = door_of(request)
-    run_id = (await door.look(caller, run_id))["run_id"]
+    run_id = (await door.find(caller, run_id))["run_id"]
     reason = (body.reason if body else None) or f"cancelled by {caller.name}"
     return reply(await door.client.request("run.cancel", {"run_id": run_id, "reason": reason}, repeat=True))
 
@@ -96,7 +96,7 @@ async def cancel_run(run_id: RunId, request: Request, caller: Operator, body: mo
 async def resume_run(run_id: RunId, request: Request, caller: Operator) -> Response:
     """Bring back a failed, dead, blocked, paused or reviewed run; it goes on where it stood."""
     door = door_of(request)
-    run_id = (await door.look(caller, run_id))["run_id"]
+    run_id = (await door.find(caller, run_id))["run_id"]
     return reply(await door.client.request("run.resume", {"run_id": run_id}))
 
 
@@ -104,7 +104,7 @@ async def resume_run(run_id: RunId, request: Request, caller: Operator) -> Respo
 async def fork_run(run_id: RunId, body: models.Fork, request: Request, caller: Operator) -> Response:
     """A new run that begins with this one's journal up to a step."""
     door = door_of(request)
-    run_id = (await door.look(caller, run_id))["run_id"]
+    run_id = (await door.find(caller, run_id))["run_id"]
     return reply(
         await door.client.request(
             "run.fork", {"run_id": run_id, "step": body.step, "new_run_id": caller.own(uuid4().hex)}
@@ -127,7 +127,7 @@ async def signal_run(
     if name.startswith("approval:"):
         raise InvalidRequest("signals named approval:… are decisions: POST /runs/{run_id}/approvals/{call_id}")
     door = door_of(request)
-    run_id = (await door.look(caller, run_id))["run_id"]
+    run_id = (await door.find(caller, run_id))["run_id"]
     said = {"run_id": run_id, "name": name, "payload": payload}
     if key is not None:
         said["id"] = key
@@ -138,7 +138,7 @@ async def signal_run(
 async def decide(run_id: RunId, call_id: Name, body: models.Decision, request: Request, caller: Operator) -> Response:
     """Approve a tool call, deny it, or let it be made with other arguments. A second decision: 409."""
     door = door_of(request)
-    run_id = (await door.look(caller, run_id))["run_id"]
+    run_id = (await door.find(caller, run_id))["run_id"]
     said = body.model_dump(exclude_none=True)
     return reply(
         await door.client.request(

@@ -1,51 +1,20 @@
-"""Starts of runs: the route that is called most."""
+"""Starts of runs: the route that is called most; see also `perdure.edge.lanes`."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Coroutine
 from typing import Annotated, Any, Final
 from uuid import uuid4
 
 from fastapi import APIRouter, Body, Request, Response
-from fastapi.routing import APIRoute
 
 from perdure.edge import models
 from perdure.edge.door import Door, door_of
 from perdure.edge.replies import ERRORS, IdempotencyKey, Prefer, named, reply, run_id_of, seconds_to_wait
-from perdure.edge.roles import Operator, caller_of
+from perdure.edge.roles import Operator
 from perdure.messages import RunStart
 
-Handler = Callable[[Request], Coroutine[Any, Any, Response]]
-
-
-class _Start(APIRoute):
-    """A start that says what most say, JSON without a header that wants more, is read here: FastAPI's way through the
-    parameters of a route costs as much as all the rest. Everything else, and all that is wrong, goes that way.
-    """
-
-    def get_route_handler(self) -> Handler:
-        """What answers a request."""
-        usual = super().get_route_handler()
-
-        async def handle(request: Request) -> Response:
-            headers = request.headers
-            if headers.get("content-type") != "application/json" or "idempotency-key" in headers or "prefer" in headers:
-                return await usual(request)
-            caller = caller_of(request)
-            caller.need("operator")
-            said = await request.body()
-            try:
-                body = RunStart.model_validate(json.loads(said))
-            except (ValueError, RecursionError):
-                return await usual(request)
-            return await start(door_of(request), caller, request.path_params.get("name"), body)
-
-        return handle
-
-
-router = APIRouter(tags=["runs"], responses=ERRORS, route_class=_Start)
-single = APIRouter(tags=["runs"], responses=ERRORS, route_class=_Start)
+router = APIRouter(tags=["runs"], responses=ERRORS)
+single = APIRouter(tags=["runs"], responses=ERRORS)
 """`POST /run`, for a process that serves one agent."""
 
 PLAIN: Final = {"task", "workflow", "run_id", "session_id"}  # what most starts have, and nothing else

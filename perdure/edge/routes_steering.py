@@ -47,7 +47,7 @@ async def bulk(body: models.Bulk, request: Request, caller: Operator) -> Respons
 async def tree(run_id: RunId, request: Request, caller: Viewer) -> Response:
     """Its parents, children, forks and restarts, from where the family begins; those that the caller sees."""
     door = door_of(request)
-    run_id = (await door.look(caller, run_id))["run_id"]
+    run_id = (await door.find(caller, run_id))["run_id"]
     found = await door.client.request("run.tree", {"run_id": run_id}, repeat=True)
     runs = [run for run in found["runs"] if door.shows(caller, run["agent"], run["run_id"])]
     seen = {run["run_id"] for run in runs}
@@ -61,7 +61,7 @@ async def tree(run_id: RunId, request: Request, caller: Viewer) -> Response:
 async def pause_run(run_id: RunId, request: Request, caller: Operator) -> Response:
     """It ends the steps under way, and begins nothing more until it is resumed."""
     door = door_of(request)
-    run_id = (await door.look(caller, run_id))["run_id"]
+    run_id = (await door.find(caller, run_id))["run_id"]
     return reply(await door.client.request("run.pause", {"run_id": run_id}, repeat=True))
 
 
@@ -71,7 +71,7 @@ async def terminate_run(
 ) -> Response:
     """End a run and its children at once: none of their code runs any more, and nothing is undone."""
     door = door_of(request)
-    run_id = (await door.look(caller, run_id))["run_id"]
+    run_id = (await door.find(caller, run_id))["run_id"]
     reason = (body.reason if body else None) or f"terminated by {caller.name}"
     return reply(await door.client.request("run.terminate", {"run_id": run_id, "reason": reason}, repeat=True))
 
@@ -80,6 +80,6 @@ async def terminate_run(
 async def restart_run(run_id: RunId, request: Request, caller: Operator) -> Response:
     """A new run with the task of this one, which stays as it is."""
     door = door_of(request)
-    run_id = (await door.look(caller, run_id))["run_id"]
+    run_id = (await door.find(caller, run_id))["run_id"]
     said = {"run_id": run_id, "new_run_id": caller.own(uuid4().hex)}
     return reply(await door.client.request("run.restart", said, repeat=True))

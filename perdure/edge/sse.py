@@ -5,15 +5,17 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import aclosing
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import orjson
 import structlog
 from fastapi import Response
 from starlette.types import Receive, Scope, Send
 
-from perdure.edge.door import Door
 from perdure.errors import ApiError, InvalidRequest, RateLimited
+
+if TYPE_CHECKING:
+    from perdure.edge.door import Door
 
 MEDIA_TYPE: Final = "text/event-stream"
 PATIENCE: Final = 30.0  # seconds that a reader may leave a piece unread; then the stream ends, and he may come back
@@ -50,6 +52,16 @@ def position(given: str | None, after: str | None) -> tuple[int | None, int | No
     return int(seq), int(index) if dot else None
 
 
+HEADERS: Final = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
+
+
+def sent(pieces: bytes) -> Response:
+    """A stream whose pieces are all there: they are one answer, which costs no task."""
+    response = Response(pieces, headers=HEADERS, media_type=MEDIA_TYPE)
+    del response.headers["content-length"]  # in chunks, like any other stream
+    return response
+
+
 class EventStream(Response):
     """Sends pieces as they come. What the pieces read is pulled as fast as the reader takes it, no faster.
 
@@ -60,7 +72,7 @@ class EventStream(Response):
     media_type = MEDIA_TYPE
 
     def __init__(self, door: Door, pieces: Pieces, *, still: Callable[[], Awaitable[bool]] | None = None) -> None:
-        super().__init__(headers={"Cache-Control": "no-store", "X-Accel-Buffering": "no"})
+        super().__init__(headers=HEADERS)
         del self.headers["content-length"]
         self._door = door
         self._pieces = pieces

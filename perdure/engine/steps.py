@@ -58,6 +58,14 @@ class StepContext(StepInjected):
         """The same text for every try of this step, in whatever process."""
         return f"{self._execution.run_id}/{self._execution.run.base_seq}/{self.step_id}"
 
+    @property
+    def unwanted(self) -> bool:
+        """For a step that is being cancelled: whether its run has no use for it any more (the run is cancelled, or a
+        sibling has failed) and what it began elsewhere should end. False when only this process lets go of the run, and
+        another one repeats the step.
+        """
+        return self._execution.cancel_reason is not None or not self._execution.closed
+
     async def progress(self, fraction: float, text: str = "") -> None:
         """Tell watchers how far the step is: `fraction` from 0 to 1. Best effort, and nothing waits for it."""
         self.delta("tool.progress", {"fraction": fraction, "text": text})

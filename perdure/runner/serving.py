@@ -46,5 +46,5 @@ class Serving:
         self._door.stopping.set()
         self._door.observed.remove(self._door.metrics.readings)
         await self._server.stop()
-        await self._door.gate.keys.stop()
+        await self._door.close()
         self.ended.set()

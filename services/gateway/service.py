@@ -63,4 +63,4 @@ class Gateway(Service):
             self.door.stopping.set()
         if hasattr(self, "server"):
             await self.server.stop()
-            await self.door.gate.keys.stop()
+            await self.door.close()

@@ -101,7 +101,7 @@ async def test_with_several_agents_the_platform_has_a_card_and_a_message_names_i
         for number, (wrong, why) in enumerate(
             (
                 ({}, "name the agent; here are: clerk, other"),
-                ({"metadata": {"agent": "nobody"}}, "no agent 'nobody'; here are: clerk, other"),
+                ({"metadata": {"agent": "a.b"}}, "agent name"),
                 ({"metadata": {"agent": 7}}, "the name of one agent"),
                 (both, "the name of one agent"),
             )
@@ -126,6 +126,25 @@ async def test_with_several_agents_the_platform_has_a_card_and_a_message_names_i
     message = {"kind": "message", "messageId": "old", "role": "user", "parts": [part], "metadata": {"agent": "other"}}
     body = {"jsonrpc": "2.0", "id": 1, "method": "message/send", "params": {"message": message}}
     assert (await door.post("/a2a", body))["result"]["artifacts"][0]["parts"][0]["text"] == "hello"
+
+
+async def test_at_both_addresses_a_new_message_for_an_agent_that_is_away_is_refused(settings, nc):
+    async with in_process(settings, nc, Other) as platform, web(settings, platform) as door:
+        clerk = await platform.agent(Clerk)
+
+        async def send(path: str, said: str) -> dict[str, Any]:
+            message = {"messageId": said, "role": "ROLE_USER", "parts": [{"text": "hi"}], "contextId": "t"}
+            message |= {"metadata": {"agent": "clerk"}} if path == "/a2a" else {}
+            body = {"jsonrpc": "2.0", "id": 1, "method": "SendMessage", "params": {"message": message}}
+            return await door.post(path, body, headers={"A2A-Version": "1.0"})
+
+        taken = await send("/a2a", "m-1")
+        await clerk.stop()
+        for path in ("/a2a", "/a2a/clerk"):
+            assert await send(path, "m-1") == taken
+            error = (await send(path, f"m-2 {path}"))["error"]
+            assert error["message"] == "unavailable: no process of an agent 'clerk' is up; here are: other"
+        assert len((await door.get("/runs"))["runs"]) == 1
 
 
 async def test_clients_of_0_3_are_answered(door: Web):
@@ -192,7 +211,7 @@ async def test_the_door_is_behind_the_guard_and_tenants_see_their_own_alone(sett
         unscoped = await key()
         run = await door.post("/agents/clerk/run", {"task": "x"}, headers={"Authorization": f"Bearer {unscoped}"})
         task = {"jsonrpc": "2.0", "id": 1, "method": "GetTask", "params": {"id": run["run_id"]}}
-        for body, said in ((task, "not_found"), (send, "no agent 'clerk'; here are: other")):
+        for body, said in ((task, "not_found"), (send, "forbidden: test may not use agent clerk")):
             answer = await door.post("/a2a", body, headers={**headers, "A2A-Version": "1.0"})
             assert said in answer["error"]["message"]
         problem(await door.http.post("/a2a/clerk", json={}, headers=headers), "forbidden", 403)

@@ -1,5 +1,9 @@
 -- What the HTTP door reads and writes by itself.
 
+-- name: runs_by_id
+-- What it takes to know who may see a run, and whether it has ended.
+SELECT run_id, agent_name AS agent, status, end_seq FROM runs WHERE run_id = ANY($1::text[])
+
 -- name: turn_of
 SELECT turn FROM runs WHERE run_id = $1
 
