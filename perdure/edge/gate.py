@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
+from functools import lru_cache
 from ipaddress import ip_address
 from typing import Final
 from urllib.parse import urlsplit
@@ -26,6 +27,7 @@ LOCAL: Final = Caller("local", "admin", tenant=None)
 log = structlog.get_logger(__name__)
 
 
+@lru_cache(maxsize=64)
 def is_loopback(host: str) -> bool:
     """Whether a server on this address is reached from its own machine alone."""
     if host == "localhost":
@@ -64,7 +66,11 @@ class Gate:
 
     async def enter(self, method: str, headers: Mapping[str, str], ticket: str | None = None) -> Caller:
         """The caller of a request. Raises `Unauthorized`, `Forbidden`, `RateLimited`, `Unavailable`."""
-        caller = await self._known(headers, ticket)
+        scheme, _, given = headers.get("authorization", "").partition(" ")
+        borne = given.strip() if scheme.lower() == "bearer" else ""
+        if not borne and ticket is not None:
+            return await self._by_ticket(ticket)  # which was counted when it was given
+        caller = await self._known(borne)
         if caller is None:
             if not await self.is_open():
                 raise Unauthorized("this needs a key: send the header `Authorization: Bearer KEY`")
@@ -83,23 +89,22 @@ class Gate:
             return time.time() < caller.until
         return await self.is_open()
 
-    async def _known(self, headers: Mapping[str, str], ticket: str | None) -> Caller | None:
-        """Who bears what was sent; None when nothing was, or when nothing is asked for here."""
-        scheme, _, given = headers.get("authorization", "").partition(" ")
-        given = given.strip()
-        if scheme.lower() == "bearer" and given:
-            caller = await self.keys.caller(given)
-            if caller is None and self._tokens is not None and given.count(".") == 2:
-                caller = await self._tokens.caller(given)
-            if caller is None and not await self.is_open():
-                raise Unauthorized("this key is not known here, or it is expired or revoked")
-            return caller
-        if ticket is not None:
-            caller = await self.tickets.take(ticket)
-            if not await self.still(caller):
-                raise Unauthorized("this ticket's key is expired or revoked")
-            return caller
-        return None
+    async def _known(self, borne: str) -> Caller | None:
+        """Whose key or token it is; None when there is none, or when nothing is asked for here."""
+        if not borne:
+            return None
+        caller = await self.keys.caller(borne)
+        if caller is None and self._tokens is not None and borne.count(".") == 2:
+            caller = await self._tokens.caller(borne)
+        if caller is None and not await self.is_open():
+            raise Unauthorized("this key is not known here, or it is expired or revoked")
+        return caller
+
+    async def _by_ticket(self, ticket: str) -> Caller:
+        caller = await self.tickets.take(ticket)
+        if not await self.still(caller):
+            raise Unauthorized("this ticket's key is expired or revoked")
+        return caller
 
 
 def origins(settings: Settings) -> frozenset[str]:
@@ -107,15 +112,24 @@ def origins(settings: Settings) -> frozenset[str]:
     return frozenset(each.strip().rstrip("/") for each in settings.gateway_origins.split(",") if each.strip())
 
 
+@lru_cache(maxsize=64)
+def _named(host: str) -> str:
+    """The name in a `Host` header; "" when there is none, or nothing that could be one."""
+    try:
+        return urlsplit(f"//{host}").hostname or ""
+    except ValueError:
+        return ""
+
+
 def check_local(method: str, headers: Mapping[str, str], allowed: frozenset[str] = frozenset()) -> None:
     """Refuse what a page of another site makes a browser send to a server on its own machine. Raises `Forbidden`."""
     if "x-forwarded-for" in headers or "forwarded" in headers:
         raise Forbidden("this came through a proxy, from whomever: make a key (`perdure key create`) and send it along")
-    host = urlsplit(f"//{headers.get('host', '')}").hostname or ""
+    host = _named(headers.get("host", ""))
     if not is_loopback(host):
         raise Forbidden(f"host {host!r} is not this machine: without keys only localhost and 127.0.0.1 are answered")
     origin = headers.get("origin")
     if method in SAFE or origin is None or origin in allowed:
         return
-    if urlsplit(origin).netloc != headers.get("host"):
+    if origin.partition("://")[2] != headers.get("host"):
         raise Forbidden(f"origin {origin!r} is another site: without keys its pages may not change anything here")

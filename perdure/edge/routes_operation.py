@@ -15,12 +15,14 @@ from perdure.subjects import AGENT_NAME
 router = APIRouter(tags=["operation"], responses=ERRORS)
 
 
+@router.head("/healthz", include_in_schema=False)
 @router.get("/healthz", response_model=models.Health, summary="Is it alive?")
 async def healthz() -> Response:
     """200 as long as the process answers: restart it when this fails."""
     return reply({"status": "ok"})
 
 
+@router.head("/readyz", include_in_schema=False)
 @router.get(
     "/readyz",
     response_model=models.Health,

@@ -226,6 +226,12 @@ async def test_a_stored_event_after_the_end_does_not_keep_a_watcher(settings, nc
 async def test_a_watcher_that_leaves_early_leaves_no_subscription(settings, nc):
     async with in_process(settings, nc, Talker), Client(settings) as client:
         run = await start(client)
+        first = Watcher(run)
+        await eventually(lambda: durable(first.seen) == FIRST_HALF)
+        subscribed = set(client._connection._nats._subs)
+        first.cut()
+        # the inbox for what was stored is shared, and stays
+        await eventually(lambda: len(client._connection._nats._subs) == len(subscribed) - 1)
         before = set(client._connection._nats._subs)
         watcher = Watcher(run)
         await eventually(lambda: durable(watcher.seen) == FIRST_HALF)

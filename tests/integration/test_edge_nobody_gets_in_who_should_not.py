@@ -317,6 +317,11 @@ async def test_a_ticket_opens_one_stream_once_and_only_streams(door: Web):
     problem(await door.http.get(f"/runs/r-1/events?ticket={ticket}"), "unauthorized", 401)
     other = (await door.post("/tickets", headers=await key(door, tenant="evil")))["ticket"]
     problem(await door.http.get(f"/runs/acme__r-1/events?ticket={other}"), "not_found", 404)
+    slow = await key(door, tenant="acme", rate_limit=1)  # ten at once
+    taken = [(await door.post("/tickets", headers=slow))["ticket"] for _ in range(10)]
+    problem(await door.http.post("/tickets", headers=slow), "rate_limited", 429)
+    async for _ in events(door.http, f"/runs/r-1/events?ticket={taken[0]}"):
+        break  # what was given is not refused, and lost, when it is used
     late = (await door.post("/tickets", headers=made))["ticket"]
     await keys.revoke(door.gateway.pool, made["Authorization"].removeprefix("Bearer "))
     problem(await door.http.get(f"/runs/r-1/events?ticket={late}"), "unauthorized", 401)

@@ -206,8 +206,10 @@ async def test_a_page_of_another_site_changes_nothing_and_a_strange_host_is_not_
     post = {"json": {"task": {"n": 1}}}
     other = await door.http.post("/agents/clerk/run", headers={"Origin": "https://evil.example"}, **post)
     problem(other, "forbidden", 403)
-    rebound = await door.http.get("/runs", headers={"Host": "evil.example"})
-    problem(rebound, "forbidden", 403)
+    for strange in ("evil.example", "[", "localhost.evil.example", "127.0.0.1@evil.example"):
+        problem(await door.http.get("/runs", headers={"Host": strange}), "forbidden", 403)
+    for strange in ("http://[", "null", f"{door.gateway.server.url}.evil.example"):
+        problem(await door.http.post("/agents/clerk/run", headers={"Origin": strange}, **post), "forbidden", 403)
     plain = await door.http.post(
         "/agents/clerk/run", content=b'{"task":{"n":1}}', headers={"content-type": "text/plain"}
     )
@@ -251,6 +253,8 @@ async def test_a_start_that_says_what_most_say_is_answered_as_any_other(door: We
 
 async def test_health_agents_metrics_and_the_document_are_there(door: Web):
     assert await door.get("/healthz") == {"status": "ok"}
+    for path in ("/healthz", "/readyz"):
+        assert (await door.http.head(path)).status_code == 200  # what some balancers ask with
     assert (await door.get("/readyz"))["status"] == "ok"
     assert [agent["name"] for agent in (await door.get("/agents"))["agents"]] == ["clerk"]
     await door.http.get("/runs/nope")
