@@ -12,6 +12,10 @@ from aiohttp.abc import AbstractResolver, ResolveResult
 
 LONGEST: Final = 2048
 _NAT64: Final = ipaddress.ip_network("64:ff9b::/96")
+_GLOBAL6: Final = ipaddress.ip_network("2000::/3")  # all that is given out as global unicast: older forms, in which
+# an address of IPv4 can stand, translation for one's own network and site-local addresses are outside of it
+_SPECIAL: Final = tuple(map(ipaddress.ip_network, ("192.0.0.0/24", "192.88.99.0/24", "3fff::/20")))
+"""What Python's own table, by its age, calls global, and is not."""
 
 
 class Refused(OSError):
@@ -52,7 +56,9 @@ def allowed(address: str, *, unknown: bool = False) -> bool:
             ip = ip.ipv4_mapped
         elif ip in _NAT64:
             ip = ipaddress.IPv4Address(int(ip) & 0xFFFFFFFF)
-    return ip.is_global and not ip.is_multicast
+        elif ip not in _GLOBAL6:
+            return False
+    return ip.is_global and not ip.is_multicast and not any(ip in each for each in _SPECIAL)
 
 
 async def look_up(host: str, port: int, family: int) -> list[Any]:
