@@ -124,6 +124,7 @@ class Queues(Reply):
     """Queues with their depth, their limits, and why their runs wait."""
 
     queues: list[dict[str, Any]]
+    next_cursor: str | None = None
 
 
 class Schedule(Reply):

@@ -22,9 +22,17 @@ QueueName = Annotated[AgentName, Path(description="A queue.")]
 
 
 @router.get("/queues", response_model=models.Queues, tags=["queues"], summary="List queues")
-async def list_queues(request: Request, caller: Viewer) -> Response:
+async def list_queues(
+    request: Request,
+    caller: Viewer,
+    limit: Limit = 500,
+    cursor: Annotated[AgentName | None, Query(description="`next_cursor` of the page before.")] = None,
+) -> Response:
     """Every queue with its depth, its limits, and why its runs wait. They are the platform's: tenants share them."""
-    return reply(await _queues(request, caller, {}))
+    page = await _queues(request, caller, {})
+    found = [each for each in page["queues"] if each["queue"] > (cursor or "")]
+    following = found[limit - 1]["queue"] if len(found) > limit else None
+    return reply({**page, "queues": found[:limit], "next_cursor": following})
 
 
 @router.get("/queues/{queue}", response_model=models.Queues, tags=["queues"], summary="Look at a queue")

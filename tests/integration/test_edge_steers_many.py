@@ -134,6 +134,11 @@ async def test_queues_are_the_platforms(both: tuple[InProcess, Web]):
     await door.post("/agents/nobody/run", {"task": 1, "queue": "slow"}, **own)
     assert [each["queue"] for each in (await door.get("/queues", **own))["queues"]] == ["slow"]
     assert (await door.get("/queues/slow", **own))["queues"][0]["pending"] == 1
+    await door.post("/agents/clerk/run", {"task": {}, "queue": "a-second", "delay": 3600}, **own)
+    page = await door.get("/queues?limit=1", **own)
+    assert ([each["queue"] for each in page["queues"]], page["next_cursor"]) == (["a-second"], "a-second")
+    page = await door.get("/queues?limit=1&cursor=a-second", **own)
+    assert ([each["queue"] for each in page["queues"]], page["next_cursor"]) == (["slow"], None)
     problem(await door.http.get("/queues/other", **own), "not_found", 404)
     problem(await door.http.get("/queues", **acme), "forbidden", 403)
     problem(await door.http.get("/queues", **narrow), "forbidden", 403)
