@@ -19,6 +19,7 @@ STATEMENTS = {
         CONTROL["matching_of_tenant"], (0, 2**40, "a", ["waiting"], *NO, 101, "t7"), OF_TENANT,
     ),
     "turns": (EDGE["turns"], ("t7__talk", 0, 50), {"runs_of_session"}),
+    "runs_by_id": (EDGE["runs_by_id"], (["t7__00001", "t8__00002"],), {"runs_pkey"}),
     "turn_of": (EDGE["turn_of"], ("t7__00001",), {"runs_pkey"}),
     "lock_pushed": (EDGE["lock_pushed"], ("t7__00001",), {"runs_pkey"}),
     "pushes_of": (EDGE["pushes_of"], ("t7__00001", None), {"push_configs_pkey"}),
