@@ -31,7 +31,7 @@ WORKDIR /app
 COPY --from=build /app/config_manager config_manager
 COPY --from=build /app/services services
 COPY --from=build /app/agents agents
-COPY --from=build /app/deploy/healthcheck.py deploy/healthcheck.py
+COPY --from=build /app/deploy/entrypoint.sh /app/deploy/healthcheck.py /app/deploy/credentials.py deploy/
 # What is in the image, as CycloneDX.
 COPY --from=build /sbom.cdx.json sbom.cdx.json
 ENV PATH=/venv/bin:$PATH \
@@ -43,4 +43,5 @@ ENV PATH=/venv/bin:$PATH \
 USER 10001
 # SIGTERM drains; a container must be given at least PERDURE_DRAIN_TIMEOUT (20 s) for it.
 STOPSIGNAL SIGTERM
+ENTRYPOINT ["sh", "/app/deploy/entrypoint.sh"]
 CMD ["perdure", "--help"]

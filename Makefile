@@ -9,7 +9,7 @@ WORKERS ?= 2
 PYTEST := $(PY) -m pytest
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test replay lint format bench peers chaos rules sbom build lock clean
+.PHONY: help setup run test replay lint format bench peers chaos rules compose-test sbom build lock clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -58,6 +58,9 @@ chaos: $(STAMP) ## Kill servers and processes under load, and check that nothing
 rules: ## Check the rules for alerts (needs promtool: Debian's package prometheus)
 	@promtool check rules deploy/prometheus/rules/perdure.yml
 	@promtool check config deploy/prometheus/prometheus.yml
+
+compose-test: $(STAMP) ## Run docker-compose.yml for real, with Docker or podman, and look at what it does
+	@$(PY) -m tests.compose
 
 sbom: $(STAMP) ## Write what the image is made of, as CycloneDX, into dist/sbom.cdx.json
 	@mkdir -p dist

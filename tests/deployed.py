@@ -31,7 +31,9 @@ def is_a_program(command: list[str]) -> bool:
         return (folder / "__main__.py").is_file() or folder.with_suffix(".py").is_file()
     if program != "perdure":
         return False
-    return arguments == ["migrate"] or (arguments[0] == "agent" and (ROOT / arguments[1]).is_file())
+    if arguments[:2] == ["deploy", "postgres-roles"]:
+        return all((ROOT / "agents" / f"{agent}.py").is_file() for agent in arguments[2:])
+    return arguments in (["migrate"], ["--help"]) or (arguments[0] == "agent" and (ROOT / arguments[1]).is_file())
 
 
 def registered_names() -> dict[str, str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 import tomllib
 from importlib.metadata import requires
 from pathlib import Path
@@ -20,15 +21,26 @@ DOCKERFILE = (ROOT / "Dockerfile").read_text()
 COMPOSE: dict[str, Any] = YAML(typ="safe").load((ROOT / "docker-compose.yml").read_text())
 PARTS: dict[str, dict[str, Any]] = COMPOSE["services"]
 OURS = [name for name, part in PARTS.items() if part["image"].startswith("perdure:")]
+ONCE = {"credentials", "migrations", "roles"}  # they end, and others wait for that
+TOOLS = {"perdure"}  # started by people, for one command
+AGENTS = ("assistant", "activation")
 CONDITIONS = {"service_healthy", "service_completed_successfully"}
 
 
 def test_every_part_of_the_platform_is_there():
     assert set(PARTS) == {
-        *("nats", "postgres", "redis", "consul", "migrations", "offline-model"),
+        *("nats", "postgres", "redis", "consul", "offline-model", *ONCE, *TOOLS),
         *("config-manager", "scheduler", "gateway", "console", "assistant", "activation"),
         *("prometheus", "grafana", "jaeger"),
     }
+
+
+def command_of(name: str) -> list[str]:
+    """What a container of ours runs, after the image's entrypoint or its own."""
+    said = PARTS[name]["command"]
+    words = said if isinstance(said, list) else shlex.split(re.sub(r"\$\{\w+:-([^}]*)\}", r"\1", said))
+    own = PARTS[name].get("entrypoint", [])
+    return [*(own[2:] if own[:2] == ["sh", "deploy/entrypoint.sh"] else own), *words]
 
 
 @pytest.mark.parametrize("name", PARTS)
@@ -67,12 +79,13 @@ def test_nothing_waits_in_a_circle():
 
 def test_services_start_after_the_migrations_and_agents_after_the_services():
     for name in ("config-manager", "scheduler", "gateway"):
-        assert PARTS[name]["depends_on"]["migrations"]["condition"] == "service_completed_successfully"
+        assert PARTS[name]["depends_on"]["roles"]["condition"] == "service_completed_successfully"
+    assert PARTS["roles"]["depends_on"]["migrations"]["condition"] == "service_completed_successfully"
     for name in ("assistant", "activation"):
         assert {"config-manager", "scheduler"} <= set(PARTS[name]["depends_on"])
 
 
-@pytest.mark.parametrize("name", sorted(set(PARTS) - {"migrations"}))
+@pytest.mark.parametrize("name", sorted(set(PARTS) - ONCE - TOOLS))
 def test_a_part_that_stays_tells_its_health_and_comes_back_after_a_crash(name: str):
     # A text, for a shell: podman-compose 1.0 changes a list, and then cannot start a second replica.
     assert isinstance(PARTS[name]["healthcheck"]["test"], str)
@@ -81,15 +94,16 @@ def test_a_part_that_stays_tells_its_health_and_comes_back_after_a_crash(name: s
 
 def test_the_commands_are_programs_that_the_image_has():
     for name in OURS:
-        assert is_a_program(PARTS[name]["command"])
-    said = {tuple(PARTS[name]["command"][1:]) for name in OURS}
+        assert is_a_program(command_of(name))
+    said = {tuple(command_of(name)[1:]) for name in OURS}
     assert {service.argv for service in SERVICES} <= said, "a service of `perdure up` is missing here"
 
 
 def test_a_health_check_asks_for_the_name_under_which_the_process_registers():
     registered = registered_names()
-    for name in set(OURS) - {"migrations", "offline-model"}:
-        assert PARTS[name]["healthcheck"]["test"] == f"python deploy/healthcheck.py {registered[name]}"
+    for name in set(OURS) - ONCE - TOOLS - {"offline-model"}:
+        asked = f"sh deploy/entrypoint.sh python deploy/healthcheck.py {registered[name]}"
+        assert PARTS[name]["healthcheck"]["test"] == asked
     command = PARTS["offline-model"]["command"]
     port = command[command.index("--port") + 1]
     assert PARTS["offline-model"]["healthcheck"]["test"].endswith(f" http://127.0.0.1:{port}/healthz")
@@ -97,7 +111,7 @@ def test_a_health_check_asks_for_the_name_under_which_the_process_registers():
 
 
 def test_our_processes_are_told_nothing_but_what_they_read():
-    for name in OURS:
+    for name in set(OURS) - {"credentials"}:
         assert set(PARTS[name]["environment"]) <= variables()
         assert PARTS[name]["environment"]["CONSUL_HTTP_ADDR"] == "http://consul:8500"
 
@@ -117,7 +131,7 @@ def test_prometheus_asks_each_of_our_processes_at_the_port_where_it_tells_its_me
     folder = ROOT / "deploy" / "prometheus"
     (job,) = YAML(typ="safe").load(folder / "prometheus.yml")["scrape_configs"]
     (names,) = job["dns_sd_configs"]
-    assert set(names["names"]) == set(OURS) - {"migrations", "offline-model"}
+    assert set(names["names"]) == set(OURS) - ONCE - TOOLS - {"offline-model"}
     for name in names["names"]:
         assert PARTS[name]["environment"]["PERDURE_METRICS_PORT"] == str(names["port"])
         assert PARTS[name]["environment"]["PERDURE_METRICS_HOST"] == "0.0.0.0"
@@ -131,12 +145,51 @@ def test_grafana_asks_prometheus_and_jaeger_and_traces_go_to_jaeger():
     assert PARTS["prometheus"]["ports"][0].endswith(":9090")
     assert "http://jaeger:16686" in said
     assert PARTS["jaeger"]["ports"][0].endswith(":16686")
-    assert {PARTS[name]["environment"]["OTEL_EXPORTER_OTLP_ENDPOINT"] for name in OURS} == {"http://jaeger:4318"}
+    told = {PARTS[name]["environment"]["OTEL_EXPORTER_OTLP_ENDPOINT"] for name in set(OURS) - {"credentials"}}
+    assert told == {"http://jaeger:4318"}
     assert "./deploy/grafana/dashboards:/etc/perdure/dashboards:ro" in PARTS["grafana"]["volumes"]
 
 
 def test_nothing_is_opened_to_the_network():
     assert all(port.startswith("127.0.0.1:") for part in PARTS.values() for port in part.get("ports", ()))
+
+
+def credentials_of(name: str) -> set[str]:
+    """The volumes of credentials that a part sees, each where, and whether it may only read."""
+    return {each for each in PARTS[name].get("volumes", ()) if each.startswith("credentials-")}
+
+
+def test_each_part_sees_its_own_credentials_alone():
+    whose = {name: name for name in (*set(OURS) - {"credentials", "offline-model"}, "postgres", "redis", "grafana")}
+    whose |= {"migrations": "owner", "roles": "owner", "perdure": "operator"}
+    for name, user in whose.items():
+        assert credentials_of(name) == {f"credentials-{user}:/run/perdure:ro"}
+    assert credentials_of("nats") == {"credentials-nats:/etc/nats/credentials:ro"}
+    for name in set(PARTS) - {*whose, "nats", "credentials"}:
+        assert not credentials_of(name)
+    made = {f"credentials-{user}:/credentials/{user}" for user in {*whose.values(), "nats"}}
+    assert credentials_of("credentials") == made
+    assert {each.partition(":")[0] for each in made} == {each for each in COMPOSE["volumes"] if each.startswith("cred")}
+
+
+def test_no_password_stands_in_the_file():
+    text = (ROOT / "docker-compose.yml").read_text()
+    assert not re.search(r"://[^/\s]*:[^/\s]*@", text)
+    for part in PARTS.values():
+        for name, value in part.get("environment", {}).items():
+            if re.search("PASSWORD|SECRET|KEY|TOKEN", name):
+                assert value is None or value == "/run/perdure/password"
+
+
+def test_who_waits_for_nothing_that_has_credentials_waits_for_these():
+    for name in ("nats", "postgres", "redis", "grafana"):
+        assert PARTS[name]["depends_on"]["credentials"]["condition"] == "service_completed_successfully"
+
+
+def test_the_agents_are_the_same_for_all_who_are_told_their_names():
+    for name in ("credentials", "roles"):
+        assert command_of(name)[-len(AGENTS) :] == list(AGENTS)
+    assert {name for name in OURS if command_of(name)[:2] == ["perdure", "agent"]} == set(AGENTS)
 
 
 @pytest.mark.parametrize("name", OURS)
@@ -154,13 +207,20 @@ def test_a_container_is_given_time_to_drain():
 
 
 def test_variables_of_the_example_are_those_of_the_compose_file():
-    named = set(re.findall(r"\$\{(\w+)", (ROOT / "docker-compose.yml").read_text()))
+    text = (ROOT / "docker-compose.yml").read_text()
+    passed_on = {
+        name for part in PARTS.values() for name, value in part.get("environment", {}).items() if value is None
+    }
+    named = set(re.findall(r"\$\{(\w+)", text)) | passed_on
     assert set(re.findall(r"^# ([A-Z_]+)=", (ROOT / ".env.example").read_text(), re.MULTILINE)) == named
 
 
 def test_the_image_runs_as_an_ordinary_user():
     last = DOCKERFILE.rpartition("FROM ")[2]
     assert re.search(r"^USER 10001$", last, re.MULTILINE)
+    assert [name for name in OURS if "user" in PARTS[name]] == ["credentials"], (
+        "root, without capabilities, for volumes"
+    )
     assert "useradd --uid 10001" in last
 
 
@@ -168,8 +228,9 @@ def test_the_dockerfile_copies_what_is_there():
     for line in re.findall(r"^COPY (?!--)(.+)$", DOCKERFILE, re.MULTILINE):
         for source in line.split()[:-1]:
             assert (ROOT / source).exists()
-    for source in re.findall(r"^COPY --from=build /app/(\S+)", DOCKERFILE, re.MULTILINE):
-        assert (ROOT / source).exists()
+    for line in re.findall(r"^COPY --from=build (/app/.+)$", DOCKERFILE, re.MULTILINE):
+        for source in line.split()[:-1]:
+            assert (ROOT / source.removeprefix("/app/")).exists()
     carried = (ROOT / ".dockerignore").read_text().split()
     assert not {"migrations", "services", "agents", "config_manager", "perdure", "LICENSE", "README.md"} & set(carried)
 

@@ -28,6 +28,7 @@ OF_KUBERNETES = [each for each in ALL if each["kind"] != "ScaledObject"]
 WORKLOADS = [each for each in ALL if each["kind"] in ("Deployment", "Job")]
 DEPLOYMENTS = [each for each in WORKLOADS if each["kind"] == "Deployment"]
 SETTINGS: dict[str, str] = next(each for each in ALL if each["kind"] == "ConfigMap")["data"]
+SERVED = ("gateway", "console")
 PORT = re.compile(r"^[a-z][a-z0-9-]{0,14}$")
 
 
@@ -35,9 +36,19 @@ def name_of(document: dict[str, Any]) -> str:
     return f"{document['kind']}/{document['metadata']['name']}"
 
 
+def containers(document: dict[str, Any]) -> list[dict[str, Any]]:
+    """In the order in which they start."""
+    spec = document["spec"]["template"]["spec"]
+    return [*spec.get("initContainers", ()), *spec["containers"]]
+
+
 def container(document: dict[str, Any]) -> dict[str, Any]:
-    (only,) = document["spec"]["template"]["spec"]["containers"]
+    (only,) = containers(document)
     return only
+
+
+def is_agent(document: dict[str, Any]) -> bool:
+    return container(document)["command"][:2] == ["perdure", "agent"]
 
 
 @pytest.mark.parametrize("version", VERSIONS)
@@ -56,7 +67,7 @@ def test_the_kustomization_names_every_file_and_none_that_is_not_there():
     assert {*KUSTOMIZATION["resources"], "kustomization.yaml"} == {path.name for path in FOLDER.glob("*.yaml")}
     assert set(KUSTOMIZATION) == {"apiVersion", "kind", "namespace", "resources", "labels", "images"}
     (image,) = KUSTOMIZATION["images"]
-    assert {container(each)["image"] for each in WORKLOADS} == {f"{image['name']}:{image['newTag']}"}
+    assert {one["image"] for each in WORKLOADS for one in containers(each)} == {f"{image['name']}:{image['newTag']}"}
 
 
 def test_names_of_objects_of_one_kind_differ():
@@ -66,7 +77,22 @@ def test_names_of_objects_of_one_kind_differ():
 
 @pytest.mark.parametrize("document", WORKLOADS, ids=name_of)
 def test_a_container_runs_a_program_that_the_image_has(document: dict[str, Any]):
-    assert is_a_program(container(document)["command"])
+    assert all(is_a_program(one["command"]) for one in containers(document))
+
+
+def test_the_tables_are_made_first_and_then_each_role_of_the_others_is_given_its_rights():
+    (job,) = [each for each in WORKLOADS if each["kind"] == "Job"]
+    first, second = (one["command"] for one in containers(job))
+    assert first == ["perdure", "migrate"]
+    agents = [name_of(each).partition("/")[2] for each in DEPLOYMENTS if is_agent(each)]
+    assert second == ["perdure", "deploy", "postgres-roles", *agents]
+
+
+def test_every_service_of_the_platform_is_deployed():
+    from perdure.embedded.processes import SERVICES
+
+    said = {tuple(container(each)["command"][1:]) for each in DEPLOYMENTS}
+    assert {service.argv for service in SERVICES if "offline" not in service.argv[1]} <= said
 
 
 @pytest.mark.parametrize("document", DEPLOYMENTS, ids=name_of)
@@ -77,25 +103,26 @@ def test_a_deployment_has_the_name_under_which_its_process_registers(document: d
 
 @pytest.mark.parametrize("document", WORKLOADS, ids=name_of)
 def test_a_process_is_told_nothing_but_what_it_reads(document: dict[str, Any]):
-    said = [each["name"] for each in container(document).get("env", ())]
+    said = [each["name"] for one in containers(document) for each in one.get("env", ())]
     assert {*said, *SETTINGS} <= variables()
 
 
 def test_the_settings_are_values_that_the_program_takes(monkeypatch: pytest.MonkeyPatch):
     for name, value in SETTINGS.items():
         monkeypatch.setenv(name, value)
-    for each in WORKLOADS:
-        for variable in container(each).get("env", ()):
+    for each in (one for document in WORKLOADS for one in containers(document)):
+        for variable in each.get("env", ()):
             monkeypatch.setenv(variable["name"], variable["value"])
-    Settings()
+    assert Settings().consul_http_addr is None, "registering in Consul is for those who have one"
 
 
 @pytest.mark.parametrize("document", WORKLOADS, ids=name_of)
 def test_secrets_are_named_and_never_written_here(document: dict[str, Any]):
     name = document["metadata"]["name"].removeprefix("perdure-")
-    sources = container(document)["envFrom"]
-    assert {"secretRef": {"name": f"perdure-{name}"}} in sources, "one for each service: each has users of its own"
-    assert {"configMapRef": {"name": "perdure-settings"}} in sources
+    for one in containers(document):
+        assert {"secretRef": {"name": f"perdure-{name}"}} in one["envFrom"], "one for each: each has users of its own"
+        assert {"configMapRef": {"name": "perdure-settings"}} in one["envFrom"]
+        assert not [each for each in one.get("env", ()) if "://" in each["value"] and "@" in each["value"]]
     assert not [each for each in ALL if each["kind"] == "Secret"]
     assert not re.search(r"(?i)password|secret_key|token: ", "".join(SETTINGS.values()))
 
@@ -114,13 +141,16 @@ def test_probes_ask_at_ports_and_paths_that_the_process_serves(document: dict[st
     assert document["spec"]["template"]["metadata"]["annotations"]["prometheus.io/port"] == str(ports["metrics"])
 
 
-def test_the_gateway_listens_where_its_service_sends():
-    gateway = next(each for each in DEPLOYMENTS if each["metadata"]["name"] == "gateway")
-    env = {each["name"]: each["value"] for each in container(gateway)["env"]}
-    assert {"name": "http", "containerPort": int(env["PERDURE_GATEWAY_PORT"])} in container(gateway)["ports"]
-    service = next(each for each in ALL if each["kind"] == "Service")
-    assert service["spec"]["ports"][0]["targetPort"] == "http"
-    assert service["spec"]["selector"] == gateway["spec"]["selector"]["matchLabels"]
+@pytest.mark.parametrize("name", SERVED)
+def test_who_serves_http_listens_where_its_service_sends(name: str):
+    (served,) = [each for each in DEPLOYMENTS if each["metadata"]["name"] == name]
+    env = {each["name"]: each["value"] for each in container(served)["env"]}
+    assert env[f"PERDURE_{name.upper()}_HOST"] == "0.0.0.0"
+    assert {"name": "http", "containerPort": int(env[f"PERDURE_{name.upper()}_PORT"])} in container(served)["ports"]
+    (service,) = [each for each in ALL if each["kind"] == "Service" and each["metadata"]["name"] == name]
+    assert service["spec"]["ports"] == [{"name": "http", "port": 80, "targetPort": "http"}]
+    assert service["spec"]["selector"] == served["spec"]["selector"]["matchLabels"]
+    assert env.get("PERDURE_GATEWAY_URL", "http://gateway") == "http://gateway"
 
 
 @pytest.mark.parametrize("document", DEPLOYMENTS, ids=name_of)
@@ -157,11 +187,12 @@ def test_a_pod_is_an_ordinary_user_that_writes_nothing_of_its_image(document: di
     assert pod["securityContext"]["runAsNonRoot"] is True
     assert pod["securityContext"]["runAsUser"] == user
     assert pod["automountServiceAccountToken"] is False
-    security = container(document)["securityContext"]
-    assert security["readOnlyRootFilesystem"] is True
-    assert security["allowPrivilegeEscalation"] is False
-    assert security["capabilities"]["drop"] == ["ALL"]
-    assert container(document)["resources"]["limits"]["memory"]
+    for one in containers(document):
+        security = one["securityContext"]
+        assert security["readOnlyRootFilesystem"] is True
+        assert security["allowPrivilegeEscalation"] is False
+        assert security["capabilities"]["drop"] == ["ALL"]
+        assert one["resources"]["limits"]["memory"]
 
 
 def test_an_agent_is_scaled_by_the_wake_ups_that_wait_for_it():
@@ -169,7 +200,7 @@ def test_an_agent_is_scaled_by_the_wake_ups_that_wait_for_it():
     from perdure import subjects
 
     scaled = [each for each in ALL if each["kind"] == "ScaledObject"]
-    agents = [each for each in DEPLOYMENTS if container(each)["command"][:2] == ["perdure", "agent"]]
+    agents = [each for each in DEPLOYMENTS if is_agent(each)]
     assert {each["metadata"]["name"] for each in scaled} == {each["metadata"]["name"] for each in agents}
     for each in scaled:
         assert each["apiVersion"] == "keda.sh/v1alpha1"
@@ -193,7 +224,7 @@ def test_nothing_is_let_in_or_out_but_what_is_named():
     policies = {each["metadata"]["name"]: each["spec"] for each in ALL if each["kind"] == "NetworkPolicy"}
     assert policies["nothing"] == {"podSelector": {}, "policyTypes": ["Ingress", "Egress"]}
     let_in = {port["port"] for spec in policies.values() for rule in spec.get("ingress", ()) for port in rule["ports"]}
-    assert let_in == {8000, int(SETTINGS["PERDURE_METRICS_PORT"])}
+    assert let_in == {8000, 8080, int(SETTINGS["PERDURE_METRICS_PORT"])}
     assert all(rule.get("ports") for spec in policies.values() for rule in spec.get("egress", ())), (
         "no port is open to all"
     )
