@@ -40,7 +40,7 @@ async def walk(engine: Engine, ports: dict[str, int]) -> None:
     checks = Walk(engine, ports)
     for name in (
         *("all_healthy", "ordinary_users", "asked_from_outside", "changed_by_sql", "key_for_the_gateway"),
-        *("rights_of_its_own", "watched", "scaled", "killed_in_mid_run", "kept_over_down_and_up"),
+        *("rights_of_its_own", "examined", "watched", "scaled", "killed_in_mid_run", "kept_over_down_and_up"),
     ):
         check: Callable[[], Awaitable[str]] = getattr(checks, name)
         began = time.monotonic()

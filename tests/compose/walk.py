@@ -128,6 +128,13 @@ class Walk:
             await nc.close()
         return "no configuration, no tables, no keys, no config.update"
 
+    async def examined(self) -> str:
+        """`perdure doctor`, asked as the operator, finds no error."""
+        report = json.loads(self.engine.run("perdure", "doctor", "--all", "-o", "json"))
+        found = [f"{each['area']} {each['check']}" for each in report["findings"] if each["status"] != "ok"]
+        assert report["healthy"], report
+        return f"{len(report['findings'])} findings; not ok: {', '.join(found) or 'none'}"
+
     async def watched(self) -> str:
         """Prometheus, where there is one, is told by each of our processes."""
         if "prometheus" not in self.engine.services:

@@ -150,6 +150,23 @@ def test_grafana_asks_prometheus_and_jaeger_and_traces_go_to_jaeger():
     assert "./deploy/grafana/dashboards:/etc/perdure/dashboards:ro" in PARTS["grafana"]["volumes"]
 
 
+def test_the_ports_that_are_published_are_those_at_which_the_programs_listen():
+    published = {name: part["ports"][0].rpartition(":")[2] for name, part in PARTS.items() if part.get("ports")}
+    for name in ("gateway", "console"):
+        assert published[name] == str(Settings.model_fields[f"{name}_port"].default)
+    nats = dict(
+        re.findall(r"^(port|http_port): (\d+)", (ROOT / "deploy" / "nats" / "nats.conf").read_text(), re.MULTILINE)
+    )
+    assert published["nats"] == nats["port"]
+    assert f":{nats['http_port']}/" in PARTS["nats"]["healthcheck"]["test"]
+
+
+def test_the_credentials_are_told_what_they_read():
+    program = (ROOT / "deploy" / "credentials.py").read_text()
+    for name in PARTS["credentials"]["environment"]:
+        assert f'"{name}"' in program or name in variables()
+
+
 def test_nothing_is_opened_to_the_network():
     assert all(port.startswith("127.0.0.1:") for part in PARTS.values() for port in part.get("ports", ()))
 
