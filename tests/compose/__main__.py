@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import os
+import signal
 import sys
 import time
 from collections.abc import Awaitable, Callable
@@ -59,6 +60,7 @@ def main() -> int:
     parser.add_argument("--store", type=Path, default=STORE, help=f"where podman keeps images and volumes: {STORE}")
     said = parser.parse_args()
     ports = {name: free_port() for name in PORTS}
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # whoever ends it finds nothing left behind
     try:
         engine = engine_for(ports, said.store.resolve())
     except NoEngineError as error:
@@ -72,7 +74,7 @@ def main() -> int:
         engine.down(volumes=True)
         engine.up()
         asyncio.run(walk(engine, ports))
-    except (Exception, KeyboardInterrupt):
+    except Exception:
         for service in engine.services:
             print(f"--- {service}\n{engine.logs(service)}", file=sys.stderr)
         raise
