@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
+from ipaddress import ip_address
 from typing import ClassVar
 
 from perdure.bus.service import Service
@@ -16,9 +17,24 @@ from perdure.edge.server import HttpServer, gateway_tls
 from perdure.settings import Settings
 
 
-def reached_at(host: str) -> str:
-    """The name under which others reach a server that listens on `host`."""
-    return socket.gethostname() if host in ("0.0.0.0", "::") else host  # noqa: S104 -- the user's choice
+async def reached_at(host: str) -> str:
+    """Where others reach a server that listens on `host`.
+
+    For all addresses it is the one that this machine's name stands for: a container and a pod know their own so, and
+    nobody else may know that name. Without such a one it is the name.
+    """
+    if host not in ("0.0.0.0", "::"):  # noqa: S104 -- the user's choice
+        return host
+    name = socket.gethostname()
+    try:
+        found = await asyncio.get_running_loop().getaddrinfo(name, None, type=socket.SOCK_STREAM)
+    except (OSError, UnicodeError):  # nobody knows it; or it is no name that could be asked for
+        return name
+    for *_, (address, *_rest) in found:
+        parsed = ip_address(str(address).partition("%")[0])
+        if not parsed.is_loopback and not parsed.is_link_local:
+            return str(parsed)
+    return name
 
 
 class Gateway(Service):
@@ -50,7 +66,7 @@ class Gateway(Service):
         app = await asyncio.to_thread(create_app, self.door, version=self.version)
         self.server = HttpServer(app, said.gateway_host, said.gateway_port, drain=said.drain_timeout, tls=tls)
         self.port = self.server.port
-        self.address = reached_at(said.gateway_host)
+        self.address = await reached_at(said.gateway_host)
         named = f"[{self.address}]" if ":" in self.address else self.address
         self.http_check = f"{self.server.scheme}://{named}:{self.port}/readyz"
         await self.server.start()
