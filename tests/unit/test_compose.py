@@ -15,6 +15,8 @@ from ruamel.yaml import YAML
 
 from perdure.embedded.processes import SERVICES
 from perdure.settings import Settings
+from tests.compose.__main__ import engine_for
+from tests.compose.engine import NoEngineError, waves
 from tests.deployed import ROOT, is_a_program, registered_names, variables
 
 DOCKERFILE = (ROOT / "Dockerfile").read_text()
@@ -75,6 +77,22 @@ def test_nothing_waits_in_a_circle():
         for name in free:
             del left[name]
     assert left == {}
+
+
+def test_the_compose_test_starts_each_part_after_those_it_waits_for():
+    ready: set[str] = set()
+    for wave in waves([name for name in PARTS if name not in TOOLS]):
+        assert all(set(PARTS[name].get("depends_on", ())) <= ready for name in wave)
+        ready |= set(wave)
+    assert ready == set(PARTS) - TOOLS
+
+
+def test_where_no_engine_is_the_compose_test_says_what_to_install(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(
+        NoEngineError, match=r"neither Docker .* nor podman .* apt-get install podman podman-compose runc"
+    ):
+        engine_for({}, tmp_path)
 
 
 def test_services_start_after_the_migrations_and_agents_after_the_services():
