@@ -9,7 +9,7 @@ WORKERS ?= 2
 PYTEST := $(PY) -m pytest
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test replay lint format bench peers chaos rules compose-test sbom build lock clean
+.PHONY: help setup run test replay lint format bench peers chaos rules alerts-test compose-test sbom build lock clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -58,6 +58,10 @@ chaos: $(STAMP) ## Kill servers and processes under load, and check that nothing
 rules: ## Check the rules for alerts (needs promtool: Debian's package prometheus)
 	@promtool check rules deploy/prometheus/rules/perdure.yml
 	@promtool check config deploy/prometheus/prometheus.yml
+	@promtool test rules deploy/prometheus/tests/perdure.yml
+
+alerts-test: $(STAMP) ## Make the fault of each alert on a real platform, and see Prometheus fire (needs Debian's package prometheus)
+	@$(PY) -m tests.alerts
 
 compose-test: $(STAMP) ## Run docker-compose.yml for real, with Docker or podman, and look at what it does
 	@$(PY) -m tests.compose

@@ -18,6 +18,12 @@ _SERIES = re.compile(r"(?<![\w$])((?:perdure|process)_\w+|up)\b(?:\{([^}]*)\})?"
 _GROUPED = re.compile(r"\b(?:by|on|without|ignoring) \(([^)]*)\)")
 
 
+def selectors(expression: str) -> Iterator[tuple[str, list[tuple[str, str, str]]]]:
+    """Each series that an expression asks for: its name and its matchers (label, operator, value)."""
+    for name, selector in _SERIES.findall(_GROUPED.sub("", expression)):
+        yield name, re.findall(r'(\w+)\s*(=~|!=|!~|=)\s*"([^"]*)"', selector)
+
+
 def wrong(expression: str) -> Iterator[str]:
     """What an expression asks for that nobody tells; nothing when all of it is told."""
     labels, found = set(TARGET), 0

@@ -53,6 +53,7 @@ class Triggers:
         self._loops: list[asyncio.Task[None]] = []
         self._consumers: list[PullConsumer] = []
         self._subscriptions: list[Subscription] = []
+        self.buried = 0
 
     async def start(self) -> None:
         """Listen."""
@@ -179,6 +180,7 @@ class Triggers:
         await self._resources.pool.execute(
             _SQL["bury"], self._agent, workflow, message.subject, identity, headers, data, kept
         )
+        self.buried += 1
         log.warning(
             "a message cannot become a run", action="trigger.dead_letter",
             agent=self._agent, workflow=workflow, subject=message.subject, reason=reason[:300],

@@ -170,7 +170,7 @@ class AgentProcess(Service):
         snapshot = self.newest()
         if snapshot.held:
             return "warning", "; ".join(f"{key} is held: {why}" for key, why in sorted(snapshot.held.items()))[:1000]
-        if snapshot.stale:
+        if self._config is not None and self._config.stale:
             return "warning", f"no ConfigManager answers; going on with revision {snapshot.revision}"
         return "ok", f"revision {snapshot.revision}"
 
@@ -181,6 +181,8 @@ class AgentProcess(Service):
             yield from self._config.readings()
         if self._agent is not None:
             yield from self._agent.readings()
+        if self._triggers is not None:
+            yield "perdure_dead_letters_total", (self.name,), self._triggers.buried
 
     # -- configuration, as the worker asks for it ---------------------------------------------------------------------
 

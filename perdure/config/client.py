@@ -73,6 +73,7 @@ class ConfigClient:
         self._waiting: set[str] = set()  # restart-only keys that have another value by now
         self._wanted = 0
         self._heard: ConfigUpdate | None = None
+        self._unheard = False  # the last look found no ConfigManager
         self._look = asyncio.Event()
         self._subscription: Subscription | None = None
         self._asked: Subscription | None = None
@@ -84,6 +85,11 @@ class ConfigClient:
         if self._snapshot is None:
             raise SetupError("the configuration is read when the agent starts; there is none before")
         return self._snapshot
+
+    @property
+    def stale(self) -> bool:
+        """Whether what is live may be old: no ConfigManager was heard at the last look."""
+        return self.snapshot.stale or self._unheard
 
     async def start(self, *, patience: float = START_PATIENCE) -> AgentConfig:
         """Read the first snapshot and keep it current from then on.
@@ -145,7 +151,7 @@ class ConfigClient:
         if self._snapshot is not None:
             yield "perdure_config_revision", agent, self._snapshot.revision
             yield "perdure_config_held_keys", agent, len(self._snapshot.held)
-            yield "perdure_config_stale", agent, int(self._snapshot.stale)
+            yield "perdure_config_stale", agent, int(self.stale)
         yield "perdure_config_applied_total", (*agent, "applied"), self._applied.applied
         yield "perdure_config_applied_total", (*agent, "rejected"), self._applied.rejected
 
@@ -206,9 +212,11 @@ class ConfigClient:
             self._look.clear()
             try:
                 await self._read()
+                self._unheard = False
                 await self._publish_schema()
                 wait = 0.0
             except ApiError as error:
+                self._unheard = isinstance(error, Unavailable)
                 wait = min(max(wait, 0.05) * 2, LONGEST_BACKOFF) * random.uniform(0.5, 1.0)  # noqa: S311 - jitter
                 log.info("config.get failed", action="config.get_failed", agent=self._agent, error=error.message)
             except Exception:

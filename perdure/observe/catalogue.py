@@ -53,10 +53,11 @@ _ALL: Final = (
     Metric("perdure_journal_waiting", "gauge", "Rows and moves that wait for the next commit.", ("agent",)),
     Metric("perdure_events_dropped_total", "counter", "Events and wake-ups that NATS could not take.", ("agent",)),
     Metric("perdure_lease_held", "gauge", "Whether the process may start steps: 1 or 0.", ("agent",)),
+    Metric("perdure_dead_letters_total", "counter", "Messages that could not begin a run.", ("agent",)),
     # -- agents: configuration
     Metric("perdure_config_revision", "gauge", "The revision that is live.", ("agent",)),
     Metric("perdure_config_held_keys", "gauge", "Keys held at their last good value.", ("agent",)),
-    Metric("perdure_config_stale", "gauge", "Whether it is the last known, with no ConfigManager heard.", ("agent",)),
+    Metric("perdure_config_stale", "gauge", "Whether no ConfigManager was heard at the last look.", ("agent",)),
     Metric("perdure_config_applied_total", "counter", "Changes, by what came of them.", ("agent", "result")),
     # -- agents: models and tools
     Metric("perdure_model_requests_total", "counter", "Calls of models.", ("agent", "provider", "model", "outcome")),

@@ -7,6 +7,7 @@ import socket
 
 import aiohttp
 import pytest
+from ruamel.yaml import YAML
 
 from config_manager.service import ConfigManager
 from perdure import BaseAgent, Context, RetryableError, workflow
@@ -18,8 +19,13 @@ from perdure.observe.catalogue import CATALOGUE
 from perdure.observe.metrics import MOST_LABELS, Bounded, Metrics
 from perdure.testing.models import ScriptedModel
 from services.scheduler.service import Scheduler
+from tests.docs import ROOT
+from tests.edge_support import web
 from tests.platform import InProcess, in_process
+from tests.promql import selectors
 from tests.support import eventually
+
+RULES = ROOT / "deploy" / "prometheus" / "rules" / "perdure.yml"
 
 
 class Prices(BaseAgent):
@@ -181,6 +187,33 @@ async def test_every_metric_and_label_that_is_told_is_in_the_catalogue(platform)
         for name, labels in re.findall(r"^(perdure_\w+?)(?:_bucket|_sum|_count)?\{(.*)\} ", text, re.MULTILINE):
             told = set(re.findall(r'(\w+)="', labels)) - {"le"}
             assert told == set(CATALOGUE[name].labels), name
+
+
+async def test_every_series_that_an_alert_asks_for_is_told_before_its_fault(platform, settings):
+    """Prometheus sees no growth in a series that begins with its first count: those must be there from the start."""
+    await platform.ask("prices", "a")
+    rules = YAML(typ="safe").load(RULES)["groups"][0]["rules"]
+    async with web(settings.model_copy(update={"metrics_port": 0}), platform) as door:
+        await door.get("/agents")
+        backlog = next(s.__self__ for s in of(platform, Scheduler).metrics._sources if "Backlog" in s.__qualname__)
+        await platform.start_run("nobody", "x")
+        await backlog.look()
+        texts = [(await get(service))[1] for service in (*platform.services, door.gateway)]
+    told = [
+        (name, dict(re.findall(r'(\w+)="([^"]*)"', labels)))
+        for text in texts
+        for name, labels in re.findall(r"^(\w+?)(?:\{(.*)\})? ", text, re.MULTILINE)
+    ]
+    for rule in rules:
+        for name, matchers in selectors(rule["expr"]):
+            if name == "up" or name.startswith("perdure_model_"):  # Prometheus' own; an agent with a model has those
+                continue
+            wanted = [(label, value) for label, operator, value in matchers if (label, value) != ("status", "5..")]
+            assert [
+                labels
+                for each, labels in told
+                if each == name and all(re.fullmatch(value, labels.get(label, "")) for label, value in wanted)
+            ], f"{rule['alert']}: nobody tells {name} with {wanted}"
 
 
 async def test_a_port_that_is_taken_is_replaced_and_the_registration_says_by_which(settings, nc):
