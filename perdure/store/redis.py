@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import re
 import ssl
-from typing import Any, cast
+from typing import Any, Final, cast
 
-from redis.asyncio import Redis
+from redis.asyncio import BlockingConnectionPool, Redis
 from redis.asyncio.connection import SSLConnection
 from redis.asyncio.retry import Retry
 from redis.backoff import ExponentialWithJitterBackoff
@@ -15,6 +15,9 @@ from redis.exceptions import RedisError
 from perdure.errors import SetupError
 from perdure.settings import Settings
 from perdure.tls import client_context
+
+MOST_CONNECTIONS: Final = 64  # of one client; past that commands wait for one
+PATIENCE: Final = 5.0  # seconds that they wait
 
 
 class _TlsConnection(SSLConnection):
@@ -41,7 +44,8 @@ def create_redis(settings: Settings) -> Redis:
 
     It connects on first use, so that a Redis that is down does not stop a process from starting; commands raise
     `redis.exceptions.RedisError` (or `TimeoutError` of redis) until it is back. A cancelled command drops its
-    connection, so that its late reply never reaches the next caller. Raises `SetupError` for a URL that is none.
+    connection, so that its late reply never reaches the next caller. Commands past 64 at a time wait for a connection,
+    at most 5 s. Raises `SetupError` for a URL that is none.
     """
     url, tls = settings.redis_url, client_context(settings, "redis")
     options: dict[str, Any] = {}
@@ -50,12 +54,13 @@ def create_redis(settings: Settings) -> Redis:
         url = re.sub(r"^redis://", "rediss://", url)
         options = {"context": tls}
     try:
-        client = PrefixedRedis.from_url(
+        pool = BlockingConnectionPool.from_url(
             url,
             socket_timeout=5.0,
             socket_connect_timeout=5.0,
             health_check_interval=10,
-            max_connections=64,
+            max_connections=MOST_CONNECTIONS,
+            timeout=PATIENCE,
             retry=Retry(ExponentialWithJitterBackoff(base=0.02, cap=0.5), 2),
             client_name="perdure",
             **options,
@@ -64,7 +69,7 @@ def create_redis(settings: Settings) -> Redis:
     except (ValueError, RedisError) as error:
         raise SetupError(f"REDIS_URL is not usable: {error}. It looks like redis://127.0.0.1:6379/0") from error
     if tls is not None:
-        client.connection_pool.connection_class = _TlsConnection
-    prefixed = cast("PrefixedRedis", client)  # `from_url` makes one of its class, and says Redis
-    prefixed.key_prefix = f"ns:{settings.namespace}:" if settings.namespace else ""
-    return prefixed
+        pool.connection_class = _TlsConnection
+    client = cast("PrefixedRedis", PrefixedRedis.from_pool(pool))  # it makes one of its class, and says Redis
+    client.key_prefix = f"ns:{settings.namespace}:" if settings.namespace else ""
+    return client
