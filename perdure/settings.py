@@ -102,6 +102,8 @@ class Settings(BaseSettings):
 
     # -- encryption at rest --
     encryption_keys: str = Field("", repr=False, description="id:base64,…: the first key seals, all of them open")
+    encryption_kms: str = Field("", description="module:function that gives a key service, which wraps data keys")
+    encryption_kms_timeout: float = Field(5.0, gt=0, le=60, description="of one call of the key service")
     codec: str = Field("", description="module:function that makes another codec than the one of the keys")
 
     # -- the console --

@@ -52,8 +52,8 @@ async def wait_for_person(
     run_id = ctx.run_id
 
     async def request(connection: Connection, call_id: str, tool: str, arguments: str, digest: str) -> None:
-        kept = sealed(connection, arguments, approval_spot("arguments", run_id, call_id))
-        asked = sealed(connection, why or None, approval_spot("reason_asked", run_id, call_id))
+        kept = await sealed(connection, arguments, approval_spot("arguments", run_id, call_id))
+        asked = await sealed(connection, why or None, approval_spot("reason_asked", run_id, call_id))
         await connection.execute(
             _SQL["request"], run_id, call_id, agent_name, session, tool, kept, digest, asked, seconds
         )
@@ -109,8 +109,8 @@ async def decide(pool: Pool, nats: Client, said: RunApprove) -> dict[str, Any]:
             said.call_id,
             said.arguments_hash,
             status,
-            sealed(connection, edited, approval_spot("edited", said.run_id, said.call_id)),
-            sealed(connection, said.reason, approval_spot("reason", said.run_id, said.call_id)),
+            await sealed(connection, edited, approval_spot("edited", said.run_id, said.call_id)),
+            await sealed(connection, said.reason, approval_spot("reason", said.run_id, said.call_id)),
             said.decided_by,
         )
         if row is None:

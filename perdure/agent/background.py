@@ -45,7 +45,7 @@ async def schedule(agent: DurableAgent, ctx: Context, tool: Tool, call: ToolRequ
     child = f"{ctx.run_id[:90]}-{short_hash(ctx.run_id, call.id)}"
 
     async def note(connection: Connection, session: str, call_id: str, child: str, name: str, arguments: str) -> None:
-        kept = sealed(connection, arguments, call_spot("arguments", session, call_id))
+        kept = await sealed(connection, arguments, call_spot("arguments", session, call_id))
         await connection.execute(_SQL["schedule_result"], agent.name, session, call_id, child, name, kept)
 
     await ctx.transaction(f"schedule:{tool.name}", note, session, call.id, child, tool.name, call.arguments)
@@ -109,7 +109,7 @@ def _noter(agent: DurableAgent, task: Mapping[str, Any]) -> Note:
     async def note(fraction: float, text: str) -> None:
         said = f"{fraction:.0%} {text}".strip().replace("\x00", "")[:500]
         key = (agent.name, task["session_id"], task["call_id"])
-        kept = sealed(agent.resources.pool, said, call_spot("progress", task["session_id"], task["call_id"]))
+        kept = await sealed(agent.resources.pool, said, call_spot("progress", task["session_id"], task["call_id"]))
         try:
             await agent.resources.pool.execute(_SQL["keep_progress"], *key, kept)
         except (asyncpg.PostgresError, OSError) as error:
@@ -139,7 +139,7 @@ async def _deliver(agent: DurableAgent, ctx: Context, tool: Tool, task: Mapping[
     status = "failed" if result.error else "completed"
 
     async def deliver(connection: Connection, session: str, call_id: str, status: str, content: str) -> None:
-        kept = sealed(connection, content, call_spot("result", session, call_id))
+        kept = await sealed(connection, content, call_spot("result", session, call_id))
         await connection.execute(_SQL["deliver_result"], agent.name, session, call_id, status, kept)
 
     await ctx.transaction("deliver", deliver, session, call_id, status, result.content)

@@ -28,7 +28,7 @@ async def history(pool: Pool, agent: str, session: str, *, after: int = 0, limit
             "seq": row["seq"],
             "run_id": row["run_id"],
             "time": row["created_at"].isoformat(),
-            **orjson.loads(unsealed(pool, row["message"], message_spot(agent, session))),
+            **orjson.loads(await unsealed(pool, row["message"], message_spot(agent, session))),
         }
         for row in rows
     ]

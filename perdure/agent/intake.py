@@ -175,6 +175,7 @@ class Triggers:
         data, kept, vault = message.data, reason[:2000], vault_of(self._resources.pool)
         if vault.seals:  # a reason may quote what was sent
             spot = Spot("dead_letter", self._agent)
+            await vault.ready([spot])
             headers, kept = vault.seal(headers, spot), vault.seal(kept, spot)
             data = vault.seal(b64encode(data).decode(), spot).encode()
         await self._resources.pool.execute(

@@ -57,14 +57,20 @@ APPROVAL: Spots = {
 }
 
 
-def sealed(database: Database, text: str | None, spot: Spot) -> str | None:
-    """`text` as its column holds it."""
-    return None if text is None else vault_of(database).seal(text, spot)
+async def sealed(database: Database, text: str | None, spot: Spot) -> str | None:
+    """`text` as its column holds it. Raises `OSError` when a key service is away."""
+    if text is None:
+        return None
+    vault = vault_of(database)
+    await vault.ready([spot])
+    return vault.seal(text, spot)
 
 
-def unsealed(database: Database, text: str, spot: Spot) -> str:
+async def unsealed(database: Database, text: str, spot: Spot) -> str:
     """The text of a column. Raises `Unreadable`."""
-    return vault_of(database).unseal(text, spot)
+    vault = vault_of(database)
+    await vault.ready(texts=[text])
+    return vault.unseal(text, spot)
 
 
 async def opened(database: Database, records: Sequence[Any], spots: Spots) -> list[Mapping[str, Any]]:

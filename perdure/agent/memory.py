@@ -80,7 +80,7 @@ class Memory:
         pool = agent.resources.pool
         await self._prepare(pool)
         [vector] = await agent.model.embed(agent.live(agent.config), agent.resources, [text])
-        kept = sealed(pool, text, memory_spot(agent.name, scope))
+        kept = await sealed(pool, text, memory_spot(agent.name, scope))
         await pool.execute(_SQL["keep"], agent.name, memory_id, run_id, kept, _vector(vector), scope)
 
     async def recall(self, text: str, most: int = RECALLED, scope: str = "") -> list[str]:
@@ -91,7 +91,7 @@ class Memory:
         [vector] = await agent.model.embed(agent.live(agent.config), agent.resources, [text])
         rows = await pool.fetch(_SQL["recall"], agent.name, _vector(vector), most, scope)
         spot = memory_spot(agent.name, scope)
-        return [unsealed(pool, row["content"], spot) for row in rows if row["nearness"] >= _NEAR_ENOUGH]
+        return [await unsealed(pool, row["content"], spot) for row in rows if row["nearness"] >= _NEAR_ENOUGH]
 
     async def forget(self, run_id: str | None = None, *, scope: str | None = None) -> int:
         """Forget what was kept, all of it or that of one run or one scope (`user:anna`); how much it was."""

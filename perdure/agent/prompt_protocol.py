@@ -199,8 +199,9 @@ class PromptProtocol:
         vault = vault_of(self._resources.pool)
 
         async def event(heard: Msg) -> None:
+            opened = await vault.open_event(orjson.loads(heard.data))
             if not stream.events.full():  # a slow client loses tokens; the row has the answer
-                stream.events.put_nowait(vault.open_event(orjson.loads(heard.data)))
+                stream.events.put_nowait(opened)
 
         stream.subscriptions.append(await self._nats.subscribe(subjects.run_events(run_id), cb=event))
         await self._nats.publish(message.reply, prompt_wire.status("ack"))

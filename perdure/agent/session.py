@@ -136,7 +136,7 @@ class Sessions:
     async def open_turn(self, connection: Connection, session: str, run_id: str, prompt: Any) -> Opened:
         """Begin a turn: take in finished background results, then the user's message (`None`: there is none)."""
         said: list[Message] = [] if prompt is None else [{"role": "user", "content": prompt}]
-        stored = [sealed(connection, dump(message), message_spot(self._agent, session)) for message in said]
+        stored = [await sealed(connection, dump(message), message_spot(self._agent, session)) for message in said]
         row = await connection.fetchrow(_SQL["open_turn"], self._agent, session, run_id, stored, *NO_ROW[:-1])
         assert row is not None  # noqa: S101  (INSERT … DO UPDATE always returns its row)
         if row["turn_run_id"] != run_id:
@@ -152,7 +152,7 @@ class Sessions:
             upto += len(messages)
         summary = row["summary"] if row["summary_upto"] >= row["first_seq"] else None
         if summary is not None:
-            summary = unsealed(connection, summary, summary_spot(self._agent, session))
+            summary = await unsealed(connection, summary, summary_spot(self._agent, session))
         return Opened(
             row["first_seq"], upto, None, taken, notes, row["tokens"], row["cost"], summary,
             row["summary_upto"], row["born"],
@@ -195,7 +195,7 @@ class Sessions:
         Raises `PermanentError` when the turn is not this run's: nothing is written.
         """
         spot = message_spot(self._agent, session)
-        stored = [sealed(connection, message, spot) for message in messages]
+        stored = [await sealed(connection, message, spot) for message in messages]
         first = await connection.fetchval(
             _SQL["append_messages"], self._agent, session, run_id, stored, close, *cost, *columns
         )
@@ -215,7 +215,7 @@ class Sessions:
             return kept.messages[wanted - kept.first : upto + 1 - kept.first]
         records = await pool.fetch(_SQL["read_messages"], self._agent, session, wanted, upto)
         spot = message_spot(self._agent, session)
-        messages = [orjson.loads(unsealed(pool, record["message"], spot)) for record in records]
+        messages = [orjson.loads(await unsealed(pool, record["message"], spot)) for record in records]
         if records and records[-1]["seq"] - records[0]["seq"] == len(records) - 1:
             self._keep(key, _Cached(records[0]["seq"], list(messages), sum(len(r["message"]) for r in records)))
         return messages

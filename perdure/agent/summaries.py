@@ -47,7 +47,7 @@ async def summarised(turn: Turn, opened: Opened, live: AgentSettings) -> Opened:
         return await agent.model.ask(live, agent.resources, request)
 
     async def keep(connection: Connection, session: str, upto: int, text: str) -> None:
-        kept = sealed(connection, text, summary_spot(agent.name, session))
+        kept = await sealed(connection, text, summary_spot(agent.name, session))
         await connection.execute(_SQL["keep_summary"], agent.name, session, kept, upto)
 
     try:

@@ -139,7 +139,7 @@ class _Watch:
         while batch := await self._stream.read():
             for data in batch:
                 for event in parsed(data):
-                    yield self._opened(event)
+                    yield await self._opened(event)
             if not self._stream.more:
                 return
 
@@ -152,8 +152,8 @@ class _Watch:
                 yield stored
         yield event
 
-    def _opened(self, event: RunEvent) -> RunEvent:
-        return self._vault.open_event(event)  # type: ignore[return-value,arg-type]  # the same fields
+    async def _opened(self, event: RunEvent) -> RunEvent:
+        return await self._vault.open_event(event)  # type: ignore[return-value,arg-type]  # the same fields
 
     async def _after_silence(self) -> AsyncGenerator[RunEvent]:
         """What arrives nowhere is looked for: in the stream, and at last in the journal."""

@@ -141,7 +141,7 @@ class _Feed:
     async def _arrived(self, message: Msg) -> None:
         data = message.data
         for event in parsed(data):
-            opened = cast("RunEvent", self._vault.open_event(cast("dict[str, Any]", event)))
+            opened = cast("RunEvent", await self._vault.open_event(cast("dict[str, Any]", event)))
             plain = opened is event and b"\n" not in data
             told = cast("RunEvent", Told(opened, data if plain else orjson.dumps(opened)))
             for reader in self.readers:

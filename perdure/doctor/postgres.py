@@ -152,6 +152,7 @@ async def _sealed(connection: Connection, settings: Settings, notes: Notes) -> N
         return  # said by the settings; or not for this user to see
     for row in rows:
         try:
+            await vault.ready(texts=[row["task"]])
             await asyncio.to_thread(vault.unseal, row["task"], Spot("task", row["run_id"]))
         except Unreadable as error:
             notes.error(
@@ -159,6 +160,13 @@ async def _sealed(connection: Connection, settings: Settings, notes: Notes) -> N
                 f"what is stored cannot be read here: {error}",
                 "Add the key under which it was sealed to PERDURE_ENCRYPTION_KEYS, behind the one that seals now "
                 "(docs/how-to/encrypt-what-is-stored.md)",
+            )
+            return
+        except OSError as error:
+            notes.error(
+                "encryption",
+                str(error),
+                "See whether the key service can be reached from here, and lets this process in (PERDURE_ENCRYPTION_KMS)",
             )
             return
     if rows:

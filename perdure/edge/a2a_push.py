@@ -61,7 +61,9 @@ async def keep(door: Door, run_id: str, said: Any, form: str) -> TaskPushNotific
     """Tell of this run from now on; of one that has ended already, at once. Raises `InvalidRequest`, `NotFound`."""
     secrets = checked(door, said)
     config_id = said.id or run_id
-    sealed = vault_of(door.pool).seal(orjson.dumps(secrets).decode(), spot(run_id, config_id))
+    vault = vault_of(door.pool)
+    await vault.ready([spot(run_id, config_id)])
+    sealed = vault.seal(orjson.dumps(secrets).decode(), spot(run_id, config_id))
     async with door.pool.acquire() as connection, connection.transaction():
         run = await connection.fetchrow(_SQL["lock_pushed"], run_id)
         if run is None:

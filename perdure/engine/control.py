@@ -12,10 +12,11 @@ from perdure.engine import queues, runs
 from perdure.engine.codec import encode
 from perdure.engine.points import reach
 from perdure.engine.rows import TERMINAL
-from perdure.engine.stored import copy_values
+from perdure.engine.stored import copy_values, error_spot, reason_spot
 from perdure.errors import Conflict, NotFound
 from perdure.store.postgres import Pool, PooledConnection
 from perdure.store.queries import load_queries
+from perdure.store.vault import vault_of
 
 _SQL = load_queries("control.sql")
 _RUNS = load_queries("runs.sql")
@@ -27,12 +28,12 @@ async def cancel(pool: Pool, nats: Client, run_id: str, reason: str) -> asyncpg.
     One that has ended stays as it is; one that has not begun ends at once.
     """
     reach("cancel.before", run_id)
-    record = await pool.fetchrow(_SQL["cancel"], run_id, reason)
+    error = encode({"type": "Cancelled", "message": reason}, what="reason")
+    record = await pool.fetchrow(_SQL["cancel"], run_id, *await _sealed(pool, run_id, reason, error))
     reach("cancel.after", run_id)
     if record is None:
         raise NotFound(f"there is no run {run_id!r} to cancel", run_id=run_id)
     if record["way"] == "ended":
-        error = encode({"type": "Cancelled", "message": reason}, what="reason")
         await _ended(pool, nats, run_id, record, error)
     elif record["way"] == "woken":
         runs.wake(nats, run_id, record["agent_name"])
@@ -47,18 +48,29 @@ async def terminate(pool: Pool, nats: Client, run_id: str, reason: str) -> async
     async with pool.acquire() as connection, connection.transaction():
         if await connection.fetchrow(_SQL["lock_run"], run_id) is None:
             raise NotFound(f"there is no run {run_id!r} to terminate", run_id=run_id)
-        record = await connection.fetchrow(_SQL["terminate"], run_id, reason)
+        said: dict[str, Any] = {"type": "Terminated", "message": reason}
+        if left := [row["name"] for row in await connection.fetch(_SQL["not_undone"], run_id)]:
+            said["not_undone"] = left
+        error = encode(said, what="reason")
+        record = await connection.fetchrow(_SQL["terminate"], run_id, *await _sealed(connection, run_id, reason, error))
     if record is None:
         raise NotFound(f"there is no run {run_id!r} to terminate", run_id=run_id)
     if record["ended"]:
-        await _ended(pool, nats, run_id, record, record["error"])
+        await _ended(pool, nats, run_id, record, error)
         runs.nudge(nats, record["process_id"], run_id)  # its steps are stopped
     await _children(pool, run_id, lambda child: terminate(pool, nats, child, f"its parent {run_id} was terminated"))
     return record
 
 
+async def _sealed(database: Pool | PooledConnection, run_id: str, reason: str, error: str) -> tuple[str, str]:
+    """A reason and the error that it makes, as their columns hold them."""
+    vault, spots = vault_of(database), (reason_spot(run_id), error_spot(run_id))
+    await vault.ready(spots)
+    return vault.seal(reason, spots[0]), vault.seal(error, spots[1])
+
+
 async def _ended(pool: Pool, nats: Client, run_id: str, record: asyncpg.Record, error: str) -> None:
-    runs.tell_end(nats, run_id, record["agent_name"], "cancelled", record["end_seq"], error)
+    runs.tell_end(nats, run_id, record["agent_name"], "cancelled", record["end_seq"], error, vault_of(pool))
     await runs.tell_parents(pool, nats, [run_id])
 
 

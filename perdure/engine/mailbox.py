@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import structlog
 
-from perdure.engine.stored import OUTCOME, open_columns, signal_spot, unreadable
+from perdure.engine.stored import OUTCOME, REASON, open_columns, signal_spot, unreadable
 from perdure.engine.waits import ChildCall, SignalCall
 from perdure.store.failures import CONNECTION_ERRORS
 from perdure.store.vault import Unreadable
@@ -110,7 +110,8 @@ class Mailbox:
     async def _fetch_asked(self, wanted: Mapping[str, Execution]) -> list[Any]:
         if not wanted:
             return []
-        return list(await self._worker.pool.fetch(self._worker.queries["asked_for"], list(wanted)))
+        records = await self._worker.pool.fetch(self._worker.queries["asked_for"], list(wanted))
+        return await open_columns(self._worker.pool, records, REASON)
 
     def _heed(self, record: Any) -> None:
         execution = self._worker.executions.get(record["run_id"])
@@ -120,7 +121,7 @@ class Mailbox:
             execution.fenced()  # it was ended, or given to another process
         elif execution.epoch == record["epoch"] and record["running"]:
             if record["cancel_reason"] is not None:
-                execution.cancel(record["cancel_reason"])
+                execution.cancel(str(record["cancel_reason"]))  # a reason that cannot be opened says so
             elif record["pause_asked"]:
                 execution.pause()
 

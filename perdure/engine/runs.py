@@ -22,7 +22,7 @@ from perdure.engine.stored import OUTCOME, WHOLE, open_columns, readable, signal
 from perdure.errors import Conflict, InvalidRequest, NotFound
 from perdure.store.postgres import Connection, Kept, Pool
 from perdure.store.queries import load_queries
-from perdure.store.vault import vault_of
+from perdure.store.vault import PLAIN, Vault, vault_of
 
 _SQL = load_queries("runs.sql")
 _ENGINE = load_queries("engine.sql")
@@ -376,11 +376,13 @@ def tell(nats: Client, run_id: str, agent: str, kind: str, seq: int) -> None:
         publish_nowait(nats, subjects.run_events(run_id), render(seq, kind, run_id, agent, datetime.now(UTC), b"{}"))
 
 
-def tell_end(nats: Client, run_id: str, agent: str, status: str, seq: int, error: str | None) -> None:
+def tell_end(
+    nats: Client, run_id: str, agent: str, status: str, seq: int, error: str | None, vault: Vault = PLAIN
+) -> None:
     """The terminal event of a run that ended outside of any process, and the word to whoever asked."""
     if not nats.is_connected:
         return
     move = Move(status, error=error, end_seq=seq)
-    event = render(seq, f"run.{status}", run_id, agent, datetime.now(UTC), end_data(None, error))
+    event = render(seq, f"run.{status}", run_id, agent, datetime.now(UTC), end_data(None, error), vault)
     publish_nowait(nats, subjects.run_events(run_id), event)
-    publish_nowait(nats, subjects.run_ended(agent, run_id), ended_payload(run_id, agent, move))
+    publish_nowait(nats, subjects.run_ended(agent, run_id), ended_payload(run_id, agent, move, look=vault.seals))

@@ -34,6 +34,16 @@ def error_spot(run_id: str) -> Spot:
     return Spot("error", run_id)
 
 
+def reason_spot(run_id: str) -> Spot:
+    """Why a run is cancelled."""
+    return Spot("reason", run_id)
+
+
+def schedule_spot(name: str) -> Spot:
+    """The task of a schedule."""
+    return Spot("schedule", name)
+
+
 def result_spot(run_id: str, seq: int, path: str) -> Spot:
     """The result in a journal row."""
     return Spot("result", run_id, f"{seq}/{path}")
@@ -65,6 +75,8 @@ OUTCOME: Spots = {
 }
 WHOLE: Spots = {**OUTCOME, "task": lambda record: task_spot(record["run_id"])}
 """The columns of a run that hold values, and where each stands."""
+REASON: Spots = {"cancel_reason": lambda record: reason_spot(record["run_id"])}
+SCHEDULE: Spots = {"task": lambda row: schedule_spot(row["name"])}
 
 
 def step_spots(run_id: str) -> Spots:
@@ -84,22 +96,28 @@ async def open_claims(
     database: Database, runs: Sequence[ClaimedRun], histories: Mapping[str, Sequence[JournalRow]]
 ) -> dict[str, Unreadable]:
     """Open the tasks and the journals of claimed runs in place; those that cannot be read, by run id."""
+    if (vault := vault_of(database)).seals:  # what they write later, and their events, shall not wait for a key
+        await vault.ready([task_spot(run.run_id) for run in runs])
     rows = [(run_id, row) for run_id, history in histories.items() for row in history]
-    if as_it_is(run.task for run in runs) and as_it_is(each for _, row in rows for each in (row.result, row.error)):
+    own = [each for run in runs for each in (run.task, run.cancel_reason)]
+    if as_it_is(own) and as_it_is(each for _, row in rows for each in (row.result, row.error)):
         return {}
     values: list[Value] = [(run.task, task_spot(run.run_id)) for run in runs]
+    values += [(run.cancel_reason, reason_spot(run.run_id)) for run in runs]
     for run_id, row in rows:
         values.append((row.result, result_spot(run_id, row.seq, row.path)))
         values.append((row.error, step_error_spot(run_id, row.seq, row.path)))
     failed: dict[str, Unreadable] = {}
     texts: list[str | None] = []
-    for text, (_, spot) in zip(await vault_of(database).try_open(database, values), values, strict=True):
+    for text, (_, spot) in zip(await vault.try_open(database, values), values, strict=True):
         if isinstance(text, Unreadable):
             failed[spot.run_id] = text
         texts.append(None if isinstance(text, Unreadable) else text)
     opened = iter(texts)
     for run in runs:
         run.task = next(opened) or "null"
+    for run in runs:
+        run.cancel_reason = next(opened)
     for _, row in rows:
         row.result, row.error = next(opened), next(opened)
     return failed

@@ -1,4 +1,7 @@
-"""Encryption of what is stored: AES-256-GCM with data keys of each process, wrapped by keys from the environment."""
+"""Encryption of what is stored: AES-256-GCM with data keys of each process, wrapped by keys from the environment.
+
+`perdure.store.kms` has the same with a key service.
+"""
 
 from __future__ import annotations
 
@@ -55,8 +58,11 @@ def read_keys(text: str) -> dict[str, bytes]:
 
 
 @dataclass(slots=True)
-class _DataKey:
+class DataKey:
+    """One that seals: who wrapped it, and for how long and how many values it is used."""
+
     cipher: AESGCM
+    name: str
     wrapped: str
     until: float
     left: int
@@ -71,30 +77,43 @@ class EnvelopeCodec:
 
         self._cipher = AESGCM
         self._keys = {name: AESGCM(key) for name, key in keys.items()}
-        self._first = next(iter(keys))
-        self._mine: OrderedDict[str, _DataKey] = OrderedDict()  # by tenant, whoever was last at the end
+        self._first = next(iter(keys), "")
+        self._most_seals = SEALS
+        self._mine: OrderedDict[str, DataKey] = OrderedDict()  # by tenant, whoever was last at the end
         self._data_keys: OrderedDict[tuple[str, str, str], AESGCM] = OrderedDict()
 
-    def _key_of(self, tenant: str) -> _DataKey:
+    def _key_of(self, tenant: str) -> DataKey:
         mine = self._mine.get(tenant)
         if mine is None or mine.left <= 0 or time.monotonic() > mine.until:
             key, nonce = os.urandom(KEY_BYTES), os.urandom(NONCE_BYTES)
             wrapped = nonce + self._keys[self._first].encrypt(nonce, key, _wrapping(self._first, tenant))
-            said = base64.b64encode(wrapped).decode()
-            mine = self._mine[tenant] = _DataKey(self._cipher(key), said, time.monotonic() + LIFE, SEALS)
-            while len(self._mine) > REMEMBERED:
-                self._mine.popitem(last=False)
+            mine = self._keep_mine(tenant, key, self._first, base64.b64encode(wrapped).decode())
         self._mine.move_to_end(tenant)
         mine.left -= 1
         return mine
 
+    def _keep_mine(self, tenant: str, key: bytes, name: str, wrapped: str) -> DataKey:
+        """Seal for `tenant` under `key` from now on."""
+        mine = self._mine[tenant] = DataKey(self._cipher(key), name, wrapped, time.monotonic() + LIFE, SEALS)
+        self._mine.move_to_end(tenant)
+        self._remember((name, wrapped, tenant), key)
+        while len(self._mine) > REMEMBERED:
+            self._mine.popitem(last=False)
+        return mine
+
+    def _remember(self, which: tuple[str, str, str], key: bytes) -> AESGCM:
+        found = self._data_keys[which] = self._cipher(key)
+        while len(self._data_keys) > REMEMBERED:
+            self._data_keys.popitem(last=False)
+        return found
+
     def seal(self, data: bytes, context: bytes) -> dict[str, str]:
         """See `Codec`."""
-        tenant = _tenant_in(context)
+        tenant = tenant_in(context)
         mine = self._key_of(tenant)
         nonce = os.urandom(NONCE_BYTES)
         sealed = {
-            "key": self._first,
+            "key": mine.name,
             "wrapped": mine.wrapped,
             "nonce": base64.b64encode(nonce).decode(),
             "text": base64.b64encode(mine.cipher.encrypt(nonce, data, context)).decode(),
@@ -123,9 +142,9 @@ class EnvelopeCodec:
                 )
             blob = base64.b64decode(wrapped)
             key = self._keys[name].decrypt(blob[:NONCE_BYTES], blob[NONCE_BYTES:], _wrapping(name, tenant))
-            found = self._data_keys[name, wrapped, tenant] = self._cipher(key)
-            while len(self._data_keys) > REMEMBERED:
-                self._data_keys.popitem(last=False)
+            found = self._remember((name, wrapped, tenant), key)
+        else:
+            self._data_keys.move_to_end((name, wrapped, tenant))
         return found
 
 
@@ -133,15 +152,19 @@ def _wrapping(name: str, tenant: str) -> bytes:
     return b"perdure data key\x1f" + name.encode() + (b"\x1f" + tenant.encode() if tenant else b"")
 
 
-def _tenant_in(context: bytes) -> str:
+def tenant_in(context: bytes) -> str:
     """Whose a place is: ids of a tenant's runs and conversations begin with its name; empty for the platform's own."""
-    tenant = tenant_of(context.split(b"\x1f", 2)[1].decode()) if b"\x1f" in context else PLATFORM
+    if b"\x1f" not in context:
+        return ""
+    named = context.split(b"\x1f", 2)[1].decode()
+    named = named.partition("/")[2] or named  # a conversation stands under its agent's name
+    tenant = tenant_of(named.removeprefix("session:"))
     return "" if tenant == PLATFORM else tenant
 
 
 async def vault_for(settings: Settings) -> Vault:
     """The vault of a process. Raises `SetupError` for a codec or keys that cannot be used."""
-    if not settings.codec and not settings.encryption_keys:
+    if not (settings.codec or settings.encryption_keys or settings.encryption_kms):
         return Vault(None, settings.inline_payload)
     codec = await asyncio.to_thread(codec_of, settings)  # a module is read from disk
     return Vault(codec, settings.inline_payload)
@@ -150,7 +173,15 @@ async def vault_for(settings: Settings) -> Vault:
 def codec_of(settings: Settings) -> Codec:
     """What `PERDURE_CODEC` names, called with the settings; without it the envelope codec of the keys."""
     if not settings.codec:
-        return EnvelopeCodec(read_keys(settings.encryption_keys))
+        keys = read_keys(settings.encryption_keys) if settings.encryption_keys else {}
+        if not settings.encryption_kms:
+            return EnvelopeCodec(keys)
+        # imported here: it is built upon this module
+        from perdure.store.kms import kms_codec  # noqa: PLC0415
+
+        return kms_codec(settings, keys)
+    if settings.encryption_kms:
+        raise SetupError("PERDURE_CODEC and PERDURE_ENCRYPTION_KMS are set: a codec of one's own asks its own service")
     module, _, name = settings.codec.partition(":")
     try:
         made: Any = getattr(import_module(module), name)(settings)

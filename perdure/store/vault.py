@@ -26,6 +26,7 @@ _SQL = load_queries("payloads.sql")
 
 MARK: Final = '{"$perdure":'
 INLINE: Final = 262_144
+_SEALED: Final = '{"$perdure":"sealed",'
 _PAYLOAD: Final = '{"$perdure":"payload",'
 _VALUE: Final = '{"$perdure":"value","value":'
 _PART: Final = b"part"
@@ -53,7 +54,11 @@ class Unreadable(InternalError):
 
 
 class Codec(Protocol):
-    """Seals what is stored. `PERDURE_CODEC` names one; a codec is used from one thread and must not wait."""
+    """Seals what is stored. `PERDURE_CODEC` names one; a codec is used from one thread and must not wait.
+
+    One that has to wait for something has `async prepare(contexts, sealed)`, too: it is awaited before values are
+    sealed for these contexts, and before these sealed ones are opened.
+    """
 
     def seal(self, data: bytes, context: bytes) -> Mapping[str, str]:
         """`data` sealed for `context`, as the JSON fields that `open` needs."""
@@ -81,12 +86,22 @@ class Vault:
         small = self._inline // 4  # so many characters are no more bytes than the bound
         return not any(text and (len(text) > small or text.startswith(MARK)) for text in texts)
 
+    async def ready(self, spots: Iterable[Spot] = (), texts: Iterable[str | None] = ()) -> None:
+        """Before `seal` for `spots` and `unseal` of `texts`: what the codec has to wait for. `put` and `open` do it.
+
+        Raises `OSError` when a key service is away.
+        """
+        if (prepare := getattr(self._codec, "prepare", None)) is not None:
+            sealed = [orjson.loads(text) for text in texts if text is not None and text.startswith(_SEALED)]
+            await prepare([spot.context for spot in spots], sealed)
+
     # -- in -----------------------------------------------------------------------------------------------------------
 
     async def put(self, database: Database, values: Sequence[Value]) -> list[str | None]:
         """The stored form of `values`, large ones being put; commit whoever refers to them within an hour."""
         if self.plain([text for text, _ in values]):
             return [text for text, _ in values]
+        await self.ready([spot for text, spot in values if text is not None])
         stored: list[str | None] = []
         large: dict[str, tuple[bytes, set[str]]] = {}
         for text, spot in values:
@@ -125,6 +140,8 @@ class Vault:
         heads = [orjson.loads(text) if text is not None and text.startswith(MARK) else None for text, _ in values]
         wanted = {head["hash"]: int(head["size"]) for head in heads if head is not None and "hash" in head}
         bodies = await _read(database, wanted)
+        await self.ready(texts=[text for text, _ in values])
+        await self.ready(texts=[body.decode(errors="replace") for body in bodies.values() if body is not None])
         return [
             text if head is None or text is None else self._opened(text, head, spot, bodies)
             for (text, spot), head in zip(values, heads, strict=True)
@@ -147,14 +164,16 @@ class Vault:
         said: dict[str, Any] = {"sealed": self._codec.seal(data, Spot("event", run_id, str(seq)).context)}
         return orjson.dumps(said if index is None else {"index": index, **said})
 
-    def open_event(self, event: dict[str, Any]) -> dict[str, Any]:
+    async def open_event(self, event: dict[str, Any]) -> dict[str, Any]:
         """`event` with its data opened; as it is, if it is plain or this process cannot open it."""
         sealed = event["data"].get("sealed")
         if self._codec is None or not isinstance(sealed, dict):
             return event
         try:
+            if (prepare := getattr(self._codec, "prepare", None)) is not None:
+                await prepare([], [sealed])
             data = self._codec.open(sealed, Spot("event", str(event["run_id"]), str(event["seq"])).context)
-        except Unreadable:
+        except (Unreadable, OSError):
             return event  # the journal, which the scheduler can read, has what counts
         return {**event, "data": orjson.loads(data)}
 
@@ -170,7 +189,7 @@ class Vault:
         if self._codec is None:
             raise Unreadable(
                 f"the {spot.kind} of run {spot.run_id} is sealed with key {said.get('key')!r}, and this process has "
-                "no keys: set PERDURE_ENCRYPTION_KEYS as it is set where the value was written"
+                "no keys: set PERDURE_ENCRYPTION_KEYS, or _KMS, as it is set where the value was written"
             )
         try:
             return self._codec.open(said, spot.context).decode()
@@ -179,19 +198,23 @@ class Vault:
 
     # -- parts of requests --------------------------------------------------------------------------------------------
 
-    def seal_part(self, data: bytes) -> bytes:
+    async def seal_part(self, data: bytes) -> bytes:
         """Bytes on their way in, as they are kept until the request is whole."""
         if self._codec is None:
             return b"\0" + data
+        await self.ready([Spot("part", "")])
         return b"\1" + orjson.dumps(self._codec.seal(data, _PART))
 
-    def open_part(self, body: bytes) -> bytes:
+    async def open_part(self, body: bytes) -> bytes:
         """The bytes that `seal_part` was given. Raises `Unreadable`."""
         if body[:1] == b"\0":
             return body[1:]
         if self._codec is None:
             raise Unreadable("a part of the request is sealed, and this process has no PERDURE_ENCRYPTION_KEYS")
-        return self._codec.open(orjson.loads(body[1:]), _PART)
+        sealed = orjson.loads(body[1:])
+        if (prepare := getattr(self._codec, "prepare", None)) is not None:
+            await prepare([], [sealed])
+        return self._codec.open(sealed, _PART)
 
 
 PLAIN: Final = Vault()

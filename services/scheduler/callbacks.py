@@ -114,7 +114,9 @@ class Callbacks:
         if asked is None or run is None:
             raise NotDelivered("its push notification configuration is gone", permanent=True)
         try:
-            said = orjson.loads(vault_of(self._pool).unseal(asked["secrets"], Spot("push", row["run_id"], config_id)))
+            vault = vault_of(self._pool)
+            await vault.ready(texts=[asked["secrets"]])
+            said = orjson.loads(vault.unseal(asked["secrets"], Spot("push", row["run_id"], config_id)))
         except Unreadable as error:
             raise NotDelivered(str(error)) from None
         token, credentials = said.get("token", ""), said.get("credentials")

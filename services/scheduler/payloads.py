@@ -48,7 +48,7 @@ class Payloads:
         """`payload.put`: keep these bytes for an hour; their id."""
         if not request.data:
             raise InvalidRequest("there is nothing to put: send the bytes of the part as the body")
-        body = vault_of(self._pool).seal_part(request.data)
+        body = await vault_of(self._pool).seal_part(request.data)
         part = hash_of(body)
         await self._pool.execute(_SQL["put"], [f"part-{part}"], [body], [], [])
         return {"status": "success", "part": part, "size": len(request.data)}
@@ -65,7 +65,7 @@ class Payloads:
                 records = await self._pool.fetch(_SQL["read"], [f"part-{part}"])
                 if not records or hash_of(records[0]["body"]) != part:
                     raise NotFound(f"there is no part {part!r}: put it again (payload.put), it is kept for an hour")
-                found[part] = vault_of(self._pool).open_part(records[0]["body"])
+                found[part] = await vault_of(self._pool).open_part(records[0]["body"])
                 size += len(found[part]) * said.parts.count(part)
                 if size > self._settings.max_payload:
                     raise TooLarge(f"the request has over {self._settings.max_payload} bytes (PERDURE_MAX_PAYLOAD)")

@@ -15,10 +15,12 @@ from perdure.bus.service import Request
 from perdure.engine import runs
 from perdure.engine.clock import Clock
 from perdure.engine.codec import decode, encode
+from perdure.engine.stored import SCHEDULE, open_columns, schedule_spot
 from perdure.errors import InvalidRequest, NotFound
 from perdure.messages import ScheduleBackfill, ScheduleList, ScheduleRef, ScheduleSet, parse
 from perdure.store.postgres import Pool
 from perdure.store.queries import load_queries
+from perdure.store.vault import Unreadable, vault_of
 from services.scheduler.schedules import read_schedule, start_of
 
 _SQL = load_queries("schedules.sql")
@@ -60,6 +62,10 @@ class ScheduleRequests:
         if next_at is None:
             raise InvalidRequest(f"field 'cron': {said.cron!r} has no moment within five years", fields=["cron"])
         task = encode(said.task, what="task") if "task" in said.model_fields_set else None
+        if task is not None:
+            vault = vault_of(self._pool)
+            await vault.ready([schedule_spot(said.name)])
+            task = vault.seal(task, schedule_spot(said.name))
         row = await self._pool.fetchrow(
             _SQL["set"],
             said.name,
@@ -77,35 +83,37 @@ class ScheduleRequests:
             said.paused,
             next_at,
         )
-        return _reply(row, said.name)
+        return await self._reply(row, said.name)
 
     async def get(self, request: Request) -> dict[str, Any]:
         """`schedule.get`."""
         name = parse(ScheduleRef, request.data).name
-        return _reply(await self._pool.fetchrow(_SQL["get"], name), name)
+        return await self._reply(await self._pool.fetchrow(_SQL["get"], name), name)
 
     async def list(self, request: Request) -> dict[str, Any]:
         """`schedule.list`: by name, a page at a time."""
         said = parse(ScheduleList, request.data)
         rows = await self._pool.fetch(_SQL["list"], said.agent, said.cursor, said.limit + 1)
         cursor = rows[said.limit - 1]["name"] if len(rows) > said.limit else None
-        return {"status": "success", "schedules": [_shown(row) for row in rows[: said.limit]], "next_cursor": cursor}
+        shown = [_shown(row) for row in await open_columns(self._pool, rows[: said.limit], SCHEDULE)]
+        return {"status": "success", "schedules": shown, "next_cursor": cursor}
 
     async def pause(self, request: Request) -> dict[str, Any]:
         """`schedule.pause`: no moment becomes a run until `schedule.resume`."""
         name = parse(ScheduleRef, request.data).name
-        return _reply(await self._pool.fetchrow(_SQL["pause"], name), name)
+        return await self._reply(await self._pool.fetchrow(_SQL["pause"], name), name)
 
     async def resume(self, request: Request) -> dict[str, Any]:
         """`schedule.resume`: go on with the next moment from now; what passed meanwhile is for `backfill`."""
         name = parse(ScheduleRef, request.data).name
         schedule = await self._schedule(name)
-        return _reply(await self._pool.fetchrow(_SQL["resume"], name, schedule.next_after(self._clock.now())), name)
+        row = await self._pool.fetchrow(_SQL["resume"], name, schedule.next_after(self._clock.now()))
+        return await self._reply(row, name)
 
     async def delete(self, request: Request) -> dict[str, Any]:
         """`schedule.delete`: the schedule goes, its runs stay."""
         name = parse(ScheduleRef, request.data).name
-        return _reply(await self._pool.fetchrow(_SQL["delete"], name), name)
+        return await self._reply(await self._pool.fetchrow(_SQL["delete"], name), name)
 
     async def backfill(self, request: Request) -> dict[str, Any]:
         """`schedule.backfill`: runs for moments that have none, also while the schedule is paused."""
@@ -121,12 +129,21 @@ class ScheduleRequests:
         row = await self._pool.fetchrow(_SQL["get"], said.name)
         if row is None:
             raise _unknown(said.name)
-        starts = [start_of(row, at) for at in moments]
+        [opened] = await open_columns(self._pool, [row], SCHEDULE)
+        if isinstance(opened["task"], Unreadable):
+            raise opened["task"]
+        starts = [start_of(opened, at) for at in moments]
         statuses = await runs.accept(self._pool, starts) if starts else {}
         made = [start.run_id for start in starts if statuses[start.run_id] == "accepted"]
         for run_id in made:
             runs.wake(self._nats, run_id, row["agent_name"])
         return {"status": "success", "name": said.name, "moments": len(moments), "run_ids": made}
+
+    async def _reply(self, row: asyncpg.Record | None, name: str) -> dict[str, Any]:
+        if row is None:
+            raise _unknown(name)
+        [opened] = await open_columns(self._pool, [row], SCHEDULE)
+        return {"status": "success", "schedule": _shown(opened)}
 
     async def _schedule(self, name: str) -> Schedule:
         row = await self._pool.fetchrow(_SQL["get"], name)
@@ -139,13 +156,7 @@ def _unknown(name: str) -> NotFound:
     return NotFound(f"there is no schedule {name!r}; `schedule.list` has those there are")
 
 
-def _reply(row: asyncpg.Record | None, name: str) -> dict[str, Any]:
-    if row is None:
-        raise _unknown(name)
-    return {"status": "success", "schedule": _shown(row)}
-
-
-def _shown(row: asyncpg.Record) -> dict[str, Any]:
+def _shown(row: Mapping[str, Any]) -> dict[str, Any]:
     shown = {
         "name": row["name"],
         "agent": row["agent_name"],
@@ -164,4 +175,6 @@ def _shown(row: asyncpg.Record) -> dict[str, Any]:
         "last_run_id": row["last_run_id"],
         "error": row["error"],
     }
+    if isinstance(row["task"], Unreadable):
+        return {**shown, "error": shown["error"] or str(row["task"])}
     return shown if row["task"] is None else {**shown, "task": decode(row["task"])}

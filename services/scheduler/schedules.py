@@ -19,9 +19,11 @@ from perdure.engine.codec import decode, short_hash
 from perdure.engine.points import reach
 from perdure.engine.rows import Start
 from perdure.engine.start_options import StartOptions
+from perdure.engine.stored import SCHEDULE, open_columns
 from perdure.store.failures import CONNECTION_ERRORS
 from perdure.store.postgres import Pool
 from perdure.store.queries import load_queries
+from perdure.store.vault import Unreadable
 from perdure.subjects import MARK, PLATFORM, tenant_of
 
 _SQL = load_queries("schedules.sql")
@@ -59,10 +61,13 @@ class Ticker:
         async with self._pool.acquire() as connection, connection.transaction():
             due = await connection.fetch(_SQL["due"], now, BATCH)
             starts: list[Start] = []
-            for row in due:
+            for row in await open_columns(connection, due, SCHEDULE):
                 try:
+                    if isinstance(row["task"], Unreadable):
+                        raise row["task"]
                     schedule = await read_schedule(row["cron"], row["timezone"])
-                except ValueError as error:  # the time zones of this machine are not those of the one that took it
+                # the time zones, or the keys, of this machine are not those of the one that took it
+                except (ValueError, Unreadable) as error:
                     log.exception("a schedule is paused", action="schedule.broken", schedule=row["name"])
                     await connection.execute(_SQL["broken"], row["name"], str(error))
                     continue

@@ -24,7 +24,7 @@ from perdure.engine.events import LARGEST_DATA, end_data, ended_payload, publish
 from perdure.engine.rows import Move
 from perdure.store.postgres import Pool
 from perdure.store.queries import load_queries
-from perdure.store.vault import vault_of
+from perdure.store.vault import Spot, vault_of
 
 _SQL = load_queries("ends.sql")
 log = structlog.get_logger(__name__)
@@ -69,6 +69,7 @@ class UntoldEnds:
                 return False
         output, error = (orjson.dumps(reply[key]).decode() if key in reply else None for key in ("output", "error"))
         data, vault = end_data(output, error), vault_of(self._pool)
+        await vault.ready([Spot("event", run_id)])
         event = render(end["end_seq"], f"run.{status}", run_id, end["agent_name"], end["finished_at"], data, vault)
         publish_nowait(self._nats, subjects.run_events(run_id), event)
         if "large" in reply:

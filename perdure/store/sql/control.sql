@@ -23,7 +23,7 @@ WITH target AS (
   FROM target
 ), ended AS (
   UPDATE runs SET status = 'cancelled', epoch = runs.epoch + 1, cancel_reason = $2, wake_at = NULL, process_id = NULL,
-         finished_at = now(), untold = TRUE, error = json_build_object('type', 'Cancelled', 'message', $2::text),
+         finished_at = now(), untold = TRUE, error = $3::json,
          end_seq = 1 + COALESCE((SELECT max(seq) FROM journal WHERE journal.run_id = runs.run_id), 0)
   FROM place WHERE runs.run_id = place.run_id AND place.way = 'ended'
   RETURNING runs.run_id, runs.end_seq
@@ -45,20 +45,24 @@ WITH target AS (
 ), ended AS (
   UPDATE runs SET status = 'cancelled', epoch = runs.epoch + 1, cancel_reason = COALESCE(runs.cancel_reason, $2),
          wake_at = NULL, process_id = NULL, finished_at = now(), untold = TRUE,
-         error = json_strip_nulls(json_build_object('type', 'Terminated', 'message', $2::text, 'not_undone', (
-           SELECT json_agg(u.name ORDER BY u.seq DESC) FROM journal AS u
-           WHERE u.run_id = runs.run_id AND u.seq > runs.base_seq AND u.kind = 'on_failure' AND NOT EXISTS (
-             SELECT 1 FROM journal AS done WHERE done.run_id = u.run_id AND done.kind = 'undo' AND done.outcome = 'ok'
-               AND done.seq > runs.base_seq AND done.path = 'undo:' || u.path)))),
+         error = $3::json,
          end_seq = 1 + GREATEST(runs.seq_floor,
                                 COALESCE((SELECT max(seq) FROM journal WHERE journal.run_id = runs.run_id), 0))
   FROM target
   WHERE runs.run_id = target.run_id AND target.status NOT IN ('completed', 'failed', 'cancelled', 'dead')
-  RETURNING runs.run_id, runs.end_seq, runs.error
+  RETURNING runs.run_id, runs.end_seq
 )
-SELECT target.agent_name, target.status, target.process_id, ended.end_seq, ended.error,
+SELECT target.agent_name, target.status, target.process_id, ended.end_seq,
        ended.run_id IS NOT NULL AS ended
 FROM target LEFT JOIN ended USING (run_id)
+
+-- name: not_undone
+-- What a run has registered to be undone and has not undone, the newest first.
+SELECT u.name FROM journal AS u JOIN runs ON runs.run_id = u.run_id
+WHERE u.run_id = $1 AND u.seq > runs.base_seq AND u.kind = 'on_failure' AND NOT EXISTS (
+  SELECT 1 FROM journal AS done WHERE done.run_id = u.run_id AND done.kind = 'undo' AND done.outcome = 'ok'
+    AND done.seq > runs.base_seq AND done.path = 'undo:' || u.path)
+ORDER BY u.seq DESC
 
 -- name: live_children
 SELECT run_id FROM runs WHERE parent_run_id = ANY($1::text[]) AND finished_at IS NULL ORDER BY run_id
