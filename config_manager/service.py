@@ -40,6 +40,7 @@ from perdure.config.schema import hash_of_schema
 from perdure.errors import InvalidRequest, NotFound, SetupError, TooLarge
 from perdure.observe.health import Finding
 from perdure.settings import Settings
+from perdure.store.actor import actor
 from perdure.store.audit_seals import Sealing
 from perdure.store.postgres import connect_direct, create_pool, unreachable
 from perdure.store.redis import key_of
@@ -201,7 +202,7 @@ class ConfigManager(Service):
                 deletes,
                 compare=layers_of(target.agent, target.instance),
                 expected=whole_number(body, "expected_revision", default=None, lowest=0, highest=HIGHEST),
-                changed_by=text(body, "changed_by", longest=LONGEST_NAME) or subjects.CONFIG_SET,
+                changed_by=text(body, "changed_by", longest=LONGEST_NAME) or actor.get() or subjects.CONFIG_SET,
             )
         return await self._written(target, warnings)
 
@@ -219,7 +220,7 @@ class ConfigManager(Service):
                 check=lambda values: self.judge.check(target.layer, values),
                 compare=layers_of(target.agent, target.instance),
                 expected=whole_number(body, "expected_revision", default=None, lowest=0, highest=HIGHEST),
-                changed_by=text(body, "changed_by", longest=LONGEST_NAME) or subjects.CONFIG_ROLLBACK,
+                changed_by=text(body, "changed_by", longest=LONGEST_NAME) or actor.get() or subjects.CONFIG_ROLLBACK,
             )
         return await self._written(target)
 
@@ -274,7 +275,7 @@ class ConfigManager(Service):
         if target.layer == GLOBAL_LAYER or target.instance:
             raise InvalidRequest("a rollout is for one agent: name it, without an instance")
         action = body.get("action", "start" if "configurations" in body else "status")
-        changed_by = text(body, "changed_by", longest=LONGEST_NAME) or subjects.CONFIG_ROLLOUT
+        changed_by = text(body, "changed_by", longest=LONGEST_NAME) or actor.get() or subjects.CONFIG_ROLLOUT
         started: Reply = {}
         if action == "start":
             plan = rollout_plan(body, changed_by)

@@ -166,7 +166,7 @@ async def _sealed(connection: Connection, settings: Settings, notes: Notes) -> N
             notes.error(
                 "encryption",
                 str(error),
-                "See whether the key service can be reached from here, and lets this process in (PERDURE_ENCRYPTION_KMS)",
+                "See whether the service of PERDURE_ENCRYPTION_KMS can be reached from here, and lets this process in",
             )
             return
     if rows:

@@ -35,7 +35,7 @@ def setup_logging(settings: Settings, *, service: str) -> None:
     """
     for url in (settings.nats_url, settings.database_url, settings.redis_url, settings.consul_http_addr):
         hide_in_url(url)
-    for secret in (settings.consul_http_token, settings.gateway_secret):
+    for secret in (settings.consul_http_token, settings.gateway_secret, settings.audit_key, settings.nats_password):
         hide(secret)
     for pair in settings.encryption_keys.split(","):
         hide(pair.partition(":")[2])
@@ -60,8 +60,8 @@ def setup_logging(settings: Settings, *, service: str) -> None:
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(
         structlog.stdlib.ProcessorFormatter(
-            foreign_pre_chain=[*shared, structlog.stdlib.ExtraAdder(), _foreign_action],
-            processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, *_rendering(settings)],
+            foreign_pre_chain=[*shared, structlog.stdlib.ExtraAdder()],
+            processors=[_action, structlog.stdlib.ProcessorFormatter.remove_processors_meta, *_rendering(settings)],
         )
     )
     root = logging.getLogger()
@@ -96,8 +96,8 @@ def _always(**fields: str) -> Processor:
     return add
 
 
-def _foreign_action(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:
-    """A line of a library has the library's name as its action."""
+def _action(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:
+    """A line of a library, or of an author who gave none, has the logger's name as its action."""
     record = event.get("_record")
     event.setdefault("action", f"log.{record.name}" if record else "log")
     return event

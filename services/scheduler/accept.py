@@ -23,6 +23,7 @@ from perdure.engine.codec import encode
 from perdure.engine.points import reach
 from perdure.engine.rows import Start
 from perdure.engine.start_options import DEBOUNCE_ROUNDS, StartOptions
+from perdure.engine.stored import task_spot
 from perdure.errors import ApiError, Conflict, InvalidRequest, TooLarge, Unavailable
 from perdure.messages import Callback, RunStart, parse
 from perdure.observe import tracing
@@ -30,6 +31,7 @@ from perdure.observe.metrics import Reading
 from perdure.settings import Settings
 from perdure.store.failures import CONNECTION_ERRORS
 from perdure.store.postgres import Kept, Pool
+from perdure.store.vault import vault_of
 from perdure.webhooks import check_url
 from services.scheduler.payloads import Payloads
 
@@ -116,6 +118,12 @@ class Acceptor:
         if len(self._line) >= LINE:
             self.results["refused"] += 1
             raise Unavailable(f"{LINE} runs wait to be accepted; ask again in a moment")
+        if (vault := vault_of(self._pool)).seals:  # not in the batch: a tenant without a key holds up nobody else
+            try:
+                await vault.ready([task_spot(start.run_id)])
+            except OSError as error:
+                self.results["refused"] += 1
+                raise Unavailable(f"{error}; ask again in a moment", run_id=start.run_id) from error
         waiting = _Waiting(start, asyncio.get_running_loop().create_future())
         self._line.append(waiting)
         self._wake.set()

@@ -73,7 +73,7 @@ async def test_what_people_say_about_runs_stands_nowhere(settings, servers, nc, 
         day = {"name": "daily", "from": "2025-03-01T00:00:00Z", "to": "2025-03-02T00:00:00Z"}
         [made] = (await platform.request("schedule.backfill", day))["run_ids"]
         assert (await until(platform, made, "completed"))["output"] == f"{CANARY} was found"
-        await pool.execute("UPDATE schedules SET next_at = now()")  # it is nine o'clock
+        await pool.execute("UPDATE schedules SET next_at = next_at - interval '1 day'")  # nine o'clock has passed
         await eventually(lambda: pool.fetchval("SELECT last_run_id IS NOT NULL FROM schedules"))
         ticked = await pool.fetchval("SELECT last_run_id FROM schedules")
         assert (await until(platform, ticked, "completed"))["output"] == f"{CANARY} was found"

@@ -11,11 +11,13 @@ import subprocess
 import sys
 from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 import aiohttp
 import pytest
 
+from perdure.doctor import postgres
+from perdure.doctor.findings import Notes
 from perdure.errors import SetupError
 from perdure.settings import Settings
 from perdure.store import kms, sealing
@@ -282,11 +284,50 @@ async def test_a_run_outlives_its_key_service(settings: Any, nc: Any, pool: Any,
         async with in_process(used, nc, Miner) as platform:  # knows no data key, and cannot ask
             refused = await asyncio.gather(platform.start_run("miner", {"text": "x"}), return_exceptions=True)
             assert getattr(refused[0], "code", "") == "unavailable"
-            await pool.execute("UPDATE runs SET status = 'pending', dispatched_at = now() WHERE run_id = 'r'")
-            await nc.publish("work.miner", b"")
+            notes = Notes("postgres")
+            async with pool.acquire() as connection:
+                await postgres._sealed(connection, used, notes)
+            [found] = notes.findings
+            assert (found.status, found.check) == ("error", "encryption")
+            assert "did not unwrap a data key within 0.2 s" in found.said
+            # It is woken, and claimed again and again; that is no attempt, and nothing stops it.
+            await pool.execute("UPDATE runs SET status = 'pending', dispatched_at = 'epoch' WHERE run_id = 'r'")
+            await eventually(lambda: pool.fetchval("SELECT epoch > 3 FROM runs WHERE run_id = 'r'"), timeout=20)
+            assert await pool.fetchval("SELECT attempts FROM runs WHERE run_id = 'r'") <= 1
             process.send_signal(signal.SIGCONT)
             await eventually(lambda: platform.request("run.signal", SAID), timeout=20)
             assert (await until(platform, "r", "completed", "blocked"))["output"] == EXPECTED
+
+
+class Picky:
+    """Hangs for one tenant until the gate is open."""
+
+    gate: ClassVar[asyncio.Event]
+
+    async def wrap(self, key: bytes, tenant: str) -> tuple[str, bytes]:
+        if tenant == "slow":
+            await self.gate.wait()
+        return "p", key[::-1]
+
+    async def unwrap(self, key_id: str, wrapped: bytes, tenant: str) -> bytes:
+        return wrapped[::-1]
+
+
+def picky(settings: Settings) -> Picky:
+    return Picky()
+
+
+async def test_a_tenant_without_a_key_holds_up_nobody_else(settings: Any, nc: Any, monkeypatch: pytest.MonkeyPatch):
+    Picky.gate = asyncio.Event()
+    monkeypatch.setitem(sys.modules, "picky_service", sys.modules[__name__])
+    used = settings.model_copy(update={"encryption_kms": "picky_service:picky", "encryption_kms_timeout": 60.0})
+    async with in_process(used, nc) as platform:
+        slow = asyncio.create_task(platform.start_run("miner", {}, run_id="slow__r"))
+        for number in range(5):
+            await platform.start_run("miner", {}, run_id=f"quick__{number}")
+        assert not slow.done()
+        Picky.gate.set()
+        assert await slow == "slow__r"
 
 
 SAID = {"run_id": "r", "name": "up", "payload": f"{CANARY} may come up"}

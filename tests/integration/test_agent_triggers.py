@@ -72,9 +72,11 @@ async def two_ended(pool):
     ],
 )
 async def test_a_message_that_cannot_be_a_task_is_kept_as_a_dead_letter(settings, nc, pool, subject, data, why):
-    async with in_process(settings, nc, Shop):
+    async with in_process(settings, nc, Shop) as platform:
         await nc.publish(subject, data, headers={"x-from": "test"})
         [letter] = await eventually(lambda: dead(pool))
+        counted = platform.services[-1].metrics.read
+        await eventually(lambda: counted()["perdure_dead_letters_total"] == {("shop",): 1})
     assert letter["data"] == data
     assert why in letter["reason"]
     assert orjson.loads(letter["headers"]) == {"x-from": "test"}

@@ -123,6 +123,23 @@ async def test_configuration_is_counted_on_both_sides(platform, pool):
     assert (await samples(agent))['perdure_config_held_keys{agent="prices"}'] == 0
 
 
+async def test_an_agent_says_that_it_hears_no_config_manager_and_that_it_does_again(settings, nc):
+    changed = settings.model_copy(update={"metrics_port": 0, "config_poll_interval": 0.1})
+    async with in_process(changed, nc, Prices) as platform:
+        agent = platform.services[-1]
+
+        async def stale(wanted):
+            return (await samples(agent))['perdure_config_stale{agent="prices"}'] == wanted
+
+        assert await stale(0)
+        await platform.services.pop(0).stop()
+        await eventually(lambda: stale(1))
+        report = await agent.health.report()
+        assert report["checks"]["config"]["text"].startswith("no ConfigManager answers")
+        await platform.start(ConfigManager(changed.model_copy(update={"instance_id": "another"})))
+        await eventually(lambda: stale(0))
+
+
 async def test_calls_of_models_and_tools_are_counted_and_invented_tools_are_one_label(settings, nc):
     @tool
     async def lookup(order: str) -> str:

@@ -174,14 +174,21 @@ def test_the_passwords_of_the_process_own_addresses_are_masked_on_their_own(writ
             database_url="postgresql://u:pg%2Dpassword@db/x",
             consul_http_token="consul-token",
             encryption_keys="k1:c2VjcmV0LWtleQ==",
+            audit_key="audit-secret-of-32-characters-or-more",
+            gateway_secret="gateway-secret",
+            nats_user="u",
+            nats_password="password-of-its-own",
             log_format="json",
         ),
         service="tester",
     )
+    own = ("audit-secret-of-32-characters-or-more", "gateway-secret", "password-of-its-own")
     logging.getLogger("lib").warning("login with %s failed", "nats-password other-password pg-password consul-token")
     structlog.get_logger("a").warning("c2VjcmV0LWtleQ==", action="a")
+    for word in own:
+        structlog.get_logger("a").warning(f"it is {word}", action="a", of_no_known_name=word)
     text = written()
-    for word in ("nats-password", "other-password", "pg-password", "consul-token", "c2VjcmV0LWtleQ"):
+    for word in (*own, "nats-password", "other-password", "pg-password", "consul-token", "c2VjcmV0LWtleQ"):
         assert word not in text
 
 
