@@ -77,7 +77,7 @@ class Endings:
             return None
         if reader.more or sum(map(len, stored)) > LARGEST:
             return None
-        events = whole([_opened(self._vault, data) for data in stored], end_seq)
+        events = whole([await _opened(self._vault, data) for data in stored], end_seq)
         if events is None:
             return None
         pieces = [sse.event(event, kind=event["type"], id=str(event["seq"])) for event in events]
@@ -124,10 +124,10 @@ def whole(events: Sequence[RunEvent | None], end_seq: int) -> list[RunEvent] | N
     return found if last == end_seq else None
 
 
-def _opened(vault: Vault, data: bytes) -> RunEvent | None:
+async def _opened(vault: Vault, data: bytes) -> RunEvent | None:
     """A stored event, None for what is none."""
     for event in parsed(data):
-        opened: RunEvent = vault.open_event(event)  # type: ignore[arg-type,assignment]  # the same fields
+        opened: RunEvent = await vault.open_event(event)  # type: ignore[arg-type,assignment]  # the same fields
         if opened is event and b"\n" not in data:
             return Told(event, data)  # type: ignore[return-value]  # an event, with the bytes it came in
         return opened
