@@ -18,6 +18,7 @@ from perdure.engine import Context, workflow
 from perdure.errors import ApiError
 from perdure.testing.models import Call, ScriptedModel
 from services.scheduler.service import Scheduler
+from tests.edge_support import web
 from tests.engine_support import until
 from tests.integration.agent_support import configure
 from tests.integration.test_what_is_stored_can_be_sealed import CANARY, K1, K2, Miner, stores, with_keys
@@ -70,6 +71,8 @@ async def test_what_people_say_about_runs_stands_nowhere(settings, servers, nc, 
         await platform.request("schedule.set", schedule)
         for reply in (await platform.request("schedule.get", {"name": "daily"}), await first_of_list(platform)):
             assert reply["schedule"]["task"] == EVERYWHERE
+        async with web(used, platform) as door:
+            assert CANARY in (await door.http.get("/runs/terminated/events")).text
         day = {"name": "daily", "from": "2025-03-01T00:00:00Z", "to": "2025-03-02T00:00:00Z"}
         [made] = (await platform.request("schedule.backfill", day))["run_ids"]
         assert (await until(platform, made, "completed"))["output"] == f"{CANARY} was found"
