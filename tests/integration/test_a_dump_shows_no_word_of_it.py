@@ -159,7 +159,7 @@ async def test_keys_change_under_load_and_every_run_completes(settings, nc, pool
         async def load() -> None:
             while True:
                 started.append(await platform.start_run("miner", {"text": f"{CANARY} {len(started)}"}, workflow="two"))
-                await asyncio.sleep(0.005)
+                await asyncio.sleep(0.02)
 
         async def ended(more: int) -> None:
             count = "SELECT count(*) FROM runs WHERE status = 'completed'"
@@ -183,7 +183,7 @@ async def test_keys_change_under_load_and_every_run_completes(settings, nc, pool
             working.cancel()
             await asyncio.gather(working, return_exceptions=True)
         await eventually(lambda: pool.fetchval("SELECT bool_and(status = 'completed') FROM runs"), timeout=30)
-        assert await pool.fetchval("SELECT count(*) FROM runs") >= len(started) >= 40
+        assert await pool.fetchval("SELECT count(*) FROM runs") >= len(started) >= 30
         tasks = await pool.fetch("SELECT DISTINCT task::jsonb ->> 'key' AS key FROM runs")
         assert {row["key"] for row in tasks} == {"k1", "k2"}
 
