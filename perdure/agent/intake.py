@@ -7,7 +7,6 @@ from base64 import b64encode
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final
-from uuid import uuid4
 
 import orjson
 import structlog
@@ -160,7 +159,7 @@ class Triggers:
         if told is None and consumer is not None:
             place = message.metadata
             told = f"{place.stream}:{place.sequence.stream if place.sequence else 0}:{place.timestamp}"
-        return f"on-{short_hash(self._agent, workflow, told)}" if told else uuid4().hex
+        return f"on-{short_hash(self._agent, workflow, told)}" if told else subjects.new_run_id()
 
     async def _accept(self, run_id: str, workflow: str, task: Any) -> None:
         start = runs.new_start(run_id, self._agent, task, workflow=workflow)

@@ -194,7 +194,7 @@ class PromptProtocol:
         if not subjects.RUN_ID.fullmatch(session):
             raise InvalidRequest(f"session {session!r} must match [A-Za-z0-9_-]{{1,128}}")
         told = (message.headers or {}).get("Nats-Msg-Id")
-        run_id = f"p-{short_hash(self._agent.name, session, told)}" if told else uuid4().hex
+        run_id = f"p-{short_hash(self._agent.name, session, told)}" if told else subjects.new_run_id()
         stream = _Stream(message.reply, run_id)
         vault = vault_of(self._resources.pool)
 

@@ -195,7 +195,7 @@ class Client(Schedules):
 
     async def restart(self, run_id: str) -> RunHandle:
         """A new run with the task of another, which stays as it is. Raises `NotFound`."""
-        said = {"run_id": _run_id(run_id), "new_run_id": uuid4().hex}
+        said = {"run_id": _run_id(run_id), "new_run_id": subjects.new_run_id()}
         reply = await self._connection.insist("run.restart", said)
         return RunHandle(self._connection, str(reply["run_id"]), str(reply["agent"]))
 
@@ -239,7 +239,7 @@ class Client(Schedules):
 
     async def fork(self, run_id: str, step: str) -> RunHandle:
         """A new run that begins with another's journal up to `step` (its path, name or seq). Raises `NotFound`."""
-        said = {"run_id": _run_id(run_id), "step": step, "new_run_id": uuid4().hex}
+        said = {"run_id": _run_id(run_id), "step": step, "new_run_id": subjects.new_run_id()}
         reply = await self._connection.insist("run.fork", said)
         return RunHandle(self._connection, str(reply["run_id"]), str(reply["agent"]))
 
@@ -283,7 +283,8 @@ class Client(Schedules):
     @staticmethod
     def _start(task: Any, workflow: str, run_id: str | None, session_id: str | None) -> dict[str, Any]:
         # An id of our own makes a start that is repeated, because its answer was lost, the same run.
-        said = {"task": task, "workflow": workflow, "run_id": uuid4().hex if run_id is None else _run_id(run_id)}
+        named = subjects.new_run_id() if run_id is None else _run_id(run_id)
+        said = {"task": task, "workflow": workflow, "run_id": named}
         if session_id is not None:
             said |= Client._session(session_id, None)
         return said

@@ -6,7 +6,6 @@ import asyncio
 from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Any, Final
-from uuid import uuid4
 
 import orjson
 import structlog
@@ -24,6 +23,7 @@ from perdure.edge.progress import progress
 from perdure.edge.replies import named
 from perdure.errors import ApiError, NotFound, RunFailed, Unauthorized, Unavailable
 from perdure.messages import Id, Message, parse
+from perdure.subjects import new_run_id
 
 LAST_WORDS: Final = 1.0  # seconds for events that come after the word of the end
 CANCELS: Final = 5  # a cancel may come before the start that it follows is accepted
@@ -71,7 +71,7 @@ class Call:
         arguments = parse(Arguments, encoded(said))
         if not await alive(door.pool, [agent]):
             raise NotFound(f"no process of an agent {agent!r} is up; tools/list has the agents that are there")
-        run_id = caller.own(arguments.run_id or uuid4().hex)
+        run_id = caller.own(arguments.run_id or new_run_id())
         session_id = caller.own(arguments.session_id, field="session_id") if arguments.session_id else run_id
         task = arguments.task if arguments.prompt is None else arguments.prompt
         return cls(door, caller, agent, task, run_id, session_id, arguments.wait)

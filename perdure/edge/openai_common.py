@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
-from uuid import uuid4
 
 import orjson
 
@@ -15,6 +14,7 @@ from perdure.edge.callers import Caller
 from perdure.edge.door import Door
 from perdure.edge.replies import named, run_id_of
 from perdure.errors import InvalidRequest, NotFound, RunFailed
+from perdure.subjects import new_run_id
 
 PATIENCE: Final = 600.0  # seconds that an answer is waited for: what the official clients wait
 PREFIX: Final = "perdure/"
@@ -69,7 +69,7 @@ async def start(
     door: Door, caller: Caller, agent: str, prompt: str, before: str, *, session: str | None, key: str | None
 ) -> tuple[RunHandle, str]:
     """A run for a prompt, and its session. In a conversation that is kept here, what came before is known already."""
-    run_id = caller.own(run_id_of(key, None, agent) or uuid4().hex)
+    run_id = caller.own(run_id_of(key, None, agent) or new_run_id())
     task: Any = prompt if session is not None or not before else {"task": prompt, CONTEXT: before}
     whole = session or run_id
     return await door.client.start(agent, task, run_id=run_id, session_id=whole), whole

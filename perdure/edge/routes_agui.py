@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 from importlib import import_module
 from typing import Annotated, Any, Final, Literal
-from uuid import uuid4
 
 from fastapi import APIRouter, Header, Request, Response
 from pydantic import ConfigDict, Field
@@ -19,6 +18,7 @@ from perdure.edge.replies import ERRORS, STREAM
 from perdure.edge.roles import Operator
 from perdure.errors import InvalidRequest
 from perdure.messages import Id, Message
+from perdure.subjects import new_run_id
 
 router = APIRouter(tags=["ag-ui"], responses=ERRORS)
 
@@ -64,7 +64,7 @@ async def run_for_ui(name: str, body: Input, request: Request, caller: Operator,
     after = place(last, None)
     agent = await agent_of(door, caller, name)
     prompt, _ = read_messages(body.messages, "messages")
-    run_id = caller.own(body.run_id or uuid4().hex)
+    run_id = caller.own(body.run_id or new_run_id())
     session = caller.own(body.thread_id, field="threadId")
     run = await door.client.start(agent, prompt, run_id=run_id, session_id=session)
     return await stream(door, caller, {"run_id": run.run_id, "session_id": session}, after)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from typing import Annotated, Any, Final
-from uuid import uuid4
 
 from fastapi import APIRouter, Query, Request, Response
 
@@ -15,6 +14,7 @@ from perdure.edge.replies import ERRORS, Cursor, IdempotencyKey, Limit, SessionI
 from perdure.edge.roles import Operator, Viewer
 from perdure.errors import InvalidRequest, NotFound, RunFailed, TooLarge
 from perdure.messages import AgentName
+from perdure.subjects import new_run_id
 
 router = APIRouter(tags=["conversations"], responses=ERRORS)
 
@@ -31,7 +31,7 @@ async def chat(body: models.Chat, request: Request, caller: Operator, key: Idemp
     """Start a turn of a conversation and wait for the answer, at most `timeout` seconds."""
     door = door_of(request)
     agent = door.agent(caller, body.agent)
-    run_id = caller.own(run_id_of(key, None, agent) or uuid4().hex)
+    run_id = caller.own(run_id_of(key, None, agent) or new_run_id())
     # with a key, the conversation that it begins is the same at every repeat
     session = caller.own(body.session_id, field="session_id") if body.session_id else run_id
     run = await door.client.start(agent, body.prompt, run_id=run_id, session_id=session)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from typing import Annotated, Any
-from uuid import uuid4
 
 from fastapi import APIRouter, Body, Query, Request, Response
 from pydantic import AwareDatetime
@@ -23,6 +22,7 @@ from perdure.edge.roles import Operator, Viewer
 from perdure.edge.tenants import tenant_runs
 from perdure.errors import InvalidRequest
 from perdure.messages import AgentName, Id, Name, RunApprovals, RunStatus
+from perdure.subjects import new_run_id
 
 router = APIRouter(tags=["runs"], responses=ERRORS)
 
@@ -107,7 +107,7 @@ async def fork_run(run_id: RunId, body: models.Fork, request: Request, caller: O
     run_id = (await door.find(caller, run_id))["run_id"]
     return reply(
         await door.client.request(
-            "run.fork", {"run_id": run_id, "step": body.step, "new_run_id": caller.own(uuid4().hex)}
+            "run.fork", {"run_id": run_id, "step": body.step, "new_run_id": caller.own(new_run_id())}
         )
     )
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from typing import Annotated, Any, Final
-from uuid import uuid4
 
 from fastapi import APIRouter, Body, Request, Response
 
@@ -12,6 +11,7 @@ from perdure.edge.door import Door, door_of
 from perdure.edge.replies import ERRORS, IdempotencyKey, Prefer, named, reply, run_id_of, seconds_to_wait
 from perdure.edge.roles import Operator
 from perdure.messages import RunStart
+from perdure.subjects import new_run_id
 
 router = APIRouter(tags=["runs"], responses=ERRORS)
 single = APIRouter(tags=["runs"], responses=ERRORS)
@@ -27,7 +27,7 @@ async def start(
     """Have a run accepted, and wait for it if that is preferred. Without a name it is one of the agent served here."""
     agent = door.agent(caller, named(name) if name is not None else str(door.only))
     session_id = body.session_id and caller.own(body.session_id, field="session_id")
-    run_id = caller.own(run_id_of(key, body.run_id, agent) or uuid4().hex)
+    run_id = caller.own(run_id_of(key, body.run_id, agent) or new_run_id())
     more: dict[str, Any] = {}
     if not body.model_fields_set <= PLAIN:
         more = body.model_dump(exclude_unset=True, exclude=PLAIN)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from typing import Any, Final
-from uuid import uuid4
 
 from fastapi import APIRouter, Request, Response
 
@@ -12,6 +11,7 @@ from perdure.edge.door import door_of
 from perdure.edge.replies import ERRORS, RunId, reply
 from perdure.edge.roles import Operator, Viewer
 from perdure.errors import InvalidRequest
+from perdure.subjects import new_run_id
 
 router = APIRouter(tags=["runs"], responses=ERRORS)
 
@@ -81,5 +81,5 @@ async def restart_run(run_id: RunId, request: Request, caller: Operator) -> Resp
     """A new run with the task of this one, which stays as it is."""
     door = door_of(request)
     run_id = (await door.find(caller, run_id))["run_id"]
-    said = {"run_id": run_id, "new_run_id": caller.own(uuid4().hex)}
+    said = {"run_id": run_id, "new_run_id": caller.own(new_run_id())}
     return reply(await door.client.request("run.restart", said, repeat=True))

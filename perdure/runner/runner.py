@@ -10,7 +10,6 @@ import time
 from collections.abc import Coroutine
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, TypeVar
-from uuid import uuid4
 
 import structlog
 
@@ -161,7 +160,7 @@ class AgentRunner(Steering):
         if not isinstance(task, str | dict):
             raise TypeError(f"a task is text or a dict, not {type(task).__name__}")
         process = await self._started(agent)
-        payload = {"task": task, "run_id": uuid4().hex, "session_id": session_id}
+        payload = {"task": task, "run_id": subjects.new_run_id(), "session_id": session_id}
         deadline = None if timeout is None else time.monotonic() + timeout
         while True:
             left = ASK_FOR if deadline is None else min(ASK_FOR, deadline - time.monotonic())

@@ -177,7 +177,9 @@ class Harness:
         self, task: Any, *, workflow: str = "run", run_id: str | None = None, session_id: str | None = None
     ) -> HarnessRun:
         """Start a run of the agent."""
-        start = runs.new_start(run_id or uuid4().hex, self._agent.name, task, workflow=workflow, session_id=session_id)
+        start = runs.new_start(
+            run_id or subjects.new_run_id(), self._agent.name, task, workflow=workflow, session_id=session_id
+        )
         await runs.accept(self.pool, [start])
         runs.wake(self.nc, start.run_id, self._agent.name)
         await self.nc.flush()

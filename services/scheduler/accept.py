@@ -8,7 +8,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
-from uuid import uuid4
 
 import structlog
 from nats.aio.client import Client
@@ -82,7 +81,7 @@ class Acceptor:
                 f"the request has {size} bytes; the limit is {self._settings.max_payload} (PERDURE_MAX_PAYLOAD)"
             )
         start = runs.new_start(
-            said.run_id or uuid4().hex,
+            said.run_id or subjects.new_run_id(),
             agent,
             said.task,
             workflow=said.workflow,

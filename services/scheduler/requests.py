@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Mapping
 from typing import Any, Final
-from uuid import uuid4
 
 from nats.aio.client import Client
 
@@ -33,6 +32,7 @@ from perdure.messages import (
 from perdure.settings import Settings
 from perdure.store.audit import acting_pool
 from perdure.store.postgres import Pool
+from perdure.subjects import new_run_id
 from services.scheduler.payloads import Payloads
 
 MOMENT: Final = 0.5  # seconds that a request waits for a process to do what it was asked
@@ -137,14 +137,14 @@ class RunRequests:
     async def fork(self, request: Request) -> dict[str, Any]:
         """`run.fork`: a new run with the journal of this one up to a step."""
         said = parse(RunFork, request.data)
-        new_id = said.new_run_id or uuid4().hex
+        new_id = said.new_run_id or new_run_id()
         await control.fork(self._acts, self._nats, said.run_id, said.step, new_id)
         return {**await self._run(new_id), "forked_from": said.run_id}
 
     async def restart(self, request: Request) -> dict[str, Any]:
         """`run.restart`: a new run with the task of this one, which stays as it is."""
         said = parse(RunRestart, request.data)
-        new_id = said.new_run_id or uuid4().hex
+        new_id = said.new_run_id or new_run_id()
         await control.restart(self._acts, self._nats, said.run_id, new_id)
         return {**await self._run(new_id), "restarted_from": said.run_id}
 
