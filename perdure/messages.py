@@ -89,7 +89,8 @@ class Place(Message):
     fair_key: Name | None = None
 
 
-_ALONE: Final = frozenset({"task", "workflow", "run_id", "session_id"})  # fields that go with all others
+PLAIN: Final = frozenset({"task", "workflow", "run_id", "session_id", "callback", "timeout"})
+"""Fields of a start that go with all others, and say nothing of its place and time."""
 
 
 class RunStart(Place):
@@ -115,7 +116,7 @@ class RunStart(Place):
 
     @model_validator(mode="after")
     def _one_time_and_one_key(self) -> Self:
-        if self.model_fields_set <= _ALONE:
+        if self.model_fields_set <= PLAIN:
             return self
         pairs = (
             ("start_at", self.delay is not None and self.start_at is not None, "leave it out, or delay"),

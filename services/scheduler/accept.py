@@ -24,7 +24,7 @@ from perdure.engine.rows import Start
 from perdure.engine.start_options import DEBOUNCE_ROUNDS, StartOptions
 from perdure.engine.stored import task_spot
 from perdure.errors import ApiError, Conflict, InvalidRequest, TooLarge, Unavailable
-from perdure.messages import Callback, RunStart, parse
+from perdure.messages import PLAIN, Callback, RunStart, parse
 from perdure.observe import tracing
 from perdure.observe.metrics import Reading
 from perdure.settings import Settings
@@ -233,6 +233,8 @@ class Acceptor:
 
 def options_of(said: RunStart, now: datetime) -> StartOptions | None:
     """What a request says beside its task, None when it says nothing."""
+    if said.model_fields_set <= PLAIN:
+        return None  # as nearly all do
     options = StartOptions(
         queue=said.queue,
         priority=said.priority,
