@@ -63,6 +63,7 @@ class Podman(Engine):
         bases.ensure(self, bases.python_image())
         told = bases.pip_arguments(self.store)
         self.command(*(self.program, "build", "--network", "host", *told, "--tag", ours(), str(ROOT)), progress="STEP")
+        self.call("image", "prune", "--force", "--filter", "until=24h")  # what earlier builds left
 
     def up(self, **scale: int) -> None:
         self._scale |= scale
