@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 import structlog
 
 from perdure.errors import SetupError
-from perdure.store.sealing import KEY_BYTES, REMEMBERED, DataKey, EnvelopeCodec, tenant_in
+from perdure.store.sealing import KEY_BYTES, REMEMBERED, SEALS, DataKey, EnvelopeCodec, tenant_in
 from perdure.store.vault import Unreadable
 
 if TYPE_CHECKING:
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from perdure.settings import Settings
 
 AT_ONCE: Final = 16  # calls of the service under way
+LONGER: Final = 15 * SEALS  # values that a data key may seal beyond its time while the service is away: 2**32 in all
 REFUSED_FOR: Final = 10.0  # seconds for which a refusal is believed, so that many values do not ask again each
 AGAIN: Final = 10.0  # seconds until a data key that is due for a new one is tried again, while the service is away
 _Key = tuple[str, str, str]  # id of the key-encryption key, wrapped data key, tenant
@@ -71,8 +72,11 @@ class KmsCodec(EnvelopeCodec):
         """
         wanted: dict[_Key, Callable[[], Awaitable[None]]] = {}
         for tenant in {tenant_in(context) for context in contexts}:
-            if self._is_due(tenant):
-                wanted["", "", tenant] = lambda tenant=tenant: self._make(tenant)  # type: ignore[misc]
+            make = lambda tenant=tenant: self._make(tenant)  # noqa: E731
+            if not self._may_seal(tenant):
+                wanted["", "", tenant] = make
+            elif self._is_due(tenant):
+                self._once(("", "", tenant), make)  # nobody waits: it goes on with the one that it has
         for each in sealed:
             key = (str(each.get("key")), str(each.get("wrapped")), str(each.get("tenant", "")))
             if key[0] not in self._keys and key not in self._data_keys and not self._is_refused(key):
@@ -99,7 +103,12 @@ class KmsCodec(EnvelopeCodec):
 
     def _is_due(self, tenant: str) -> bool:
         mine = self._mine.get(tenant)
-        return mine is None or mine.left <= 0 or time.monotonic() > mine.until
+        now = time.monotonic()
+        return mine is None or ((mine.left <= 0 or now > mine.until) and now >= mine.again)
+
+    def _may_seal(self, tenant: str) -> bool:
+        mine = self._mine.get(tenant)
+        return mine is not None and mine.left > -LONGER
 
     def _is_refused(self, key: _Key) -> bool:
         found = self._refused.get(key)
@@ -112,8 +121,8 @@ class KmsCodec(EnvelopeCodec):
             if not isinstance(name, str) or not name or len(name) > 512 or not isinstance(wrapped, bytes):
                 raise KeyServiceAway("the hook gave no id with a wrapped key: mend PERDURE_ENCRYPTION_KMS")
         except (KeyRefused, KeyServiceAway) as error:
-            if before is not None and before.left > -self._most_seals:  # it goes on with the one that it has
-                before.until, before.left = time.monotonic() + AGAIN, max(before.left, 1)
+            if before is not None and self._may_seal(tenant):
+                before.again = time.monotonic() + AGAIN
                 log.warning("a data key is used longer", action="kms.away", tenant=tenant, error=str(error))
                 return
             if isinstance(error, KeyRefused):
@@ -151,9 +160,9 @@ class KmsCodec(EnvelopeCodec):
     # -- as the envelope codec asks -----------------------------------------------------------------------------------
 
     def _key_of(self, tenant: str) -> DataKey:
-        mine = self._mine.get(tenant)
-        if mine is None:  # nobody has prepared
-            raise KeyServiceAway(f"there is no data key of {tenant or 'the platform'} yet")
+        if not self._may_seal(tenant):  # nobody has prepared, or could for too long
+            raise KeyServiceAway(f"there is no data key of {tenant or 'the platform'}, or none that is fresh enough")
+        mine = self._mine[tenant]
         self._mine.move_to_end(tenant)
         mine.left -= 1
         return mine

@@ -66,6 +66,7 @@ class DataKey:
     wrapped: str
     until: float
     left: int
+    again: float = 0.0  # not renewed before: the key service was away
 
 
 class EnvelopeCodec:
@@ -78,7 +79,6 @@ class EnvelopeCodec:
         self._cipher = AESGCM
         self._keys = {name: AESGCM(key) for name, key in keys.items()}
         self._first = next(iter(keys), "")
-        self._most_seals = SEALS
         self._mine: OrderedDict[str, DataKey] = OrderedDict()  # by tenant, whoever was last at the end
         self._data_keys: OrderedDict[tuple[str, str, str], AESGCM] = OrderedDict()
 

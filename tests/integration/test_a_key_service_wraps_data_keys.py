@@ -150,9 +150,28 @@ async def test_a_new_key_seals_and_the_old_ones_open_until_they_are_taken_away(k
 async def test_a_data_key_is_renewed(keys: Keys, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(sealing, "SEALS", 2)
     codec = await keys.codec()
-    texts = [await sealed_by(codec, str(number), HERE) for number in range(5)]
-    assert len({each.partition('"wrapped":"')[2].partition('"')[0] for each in texts}) == 3
-    assert [await opened_by(codec, each, HERE) for each in texts] == [str(number) for number in range(5)]
+    texts: list[str] = []
+
+    async def three() -> bool:
+        texts.append(await sealed_by(codec, str(len(texts)), HERE))
+        return len({each.partition('"wrapped":"')[2].partition('"')[0] for each in texts}) == 3
+
+    await eventually(three)
+    assert [await opened_by(codec, each, HERE) for each in texts] == [str(number) for number in range(len(texts))]
+
+
+async def test_nobody_waits_for_a_new_data_key_while_there_is_one():
+    Picky.gate = asyncio.Event()
+    Picky.gate.set()
+    codec, place = KmsCodec(Picky(), {}, 60.0), Spot("task", "slow__r")
+    await sealed_by(codec, "1", place)
+    Picky.gate.clear()  # from now on the service hangs
+    codec._mine["slow"].left = 0
+    first = dict(codec._mine)["slow"]
+    assert [await opened_by(codec, await sealed_by(codec, str(n), place), place) for n in range(3)] == ["0", "1", "2"]
+    assert codec._mine["slow"] is first
+    Picky.gate.set()
+    await eventually(lambda: codec._mine["slow"] is not first)
 
 
 # -- what a service makes of it ---------------------------------------------------------------------------------------
@@ -174,6 +193,9 @@ async def test_a_service_that_is_away_is_said_and_what_is_known_goes_on(fake: Fa
     monkeypatch.setattr(sealing, "SEALS", 1)
     codec._mine[""].left = 0  # due for a new one, which nobody wraps
     assert await opened_by(codec, await sealed_by(codec, "2", HERE), HERE) == "2"
+    codec._mine[""].left, codec._mine[""].again = -kms.LONGER, 0.0
+    with pytest.raises(KeyServiceAway, match="did not wrap a data key"):
+        await sealed_by(codec, "3", HERE)
     with pytest.raises(KeyServiceAway, match="did not wrap a data key"):
         await sealed_by(codec, "3", Spot("result", "acme__r"))
     with pytest.raises(KeyServiceAway, match="did not unwrap a data key"):
