@@ -10,8 +10,11 @@ from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import asdict
 from enum import StrEnum
+from http import HTTPStatus
+from http.client import HTTPConnection, HTTPException
 from pathlib import Path
 from typing import Annotated
+from urllib.parse import urlsplit
 
 import psutil
 import typer
@@ -129,6 +132,7 @@ async def _up(settings: Settings) -> None:
         await starting
         if platform.state is not None:
             out.print(_table(platform.state, {}))
+            await asyncio.to_thread(_say_if_open, platform.state)
         typer.echo(READY)
         sys.stdout.flush()
         await stop_asked.wait()
@@ -157,6 +161,7 @@ def _up_detached(home: Path) -> None:
             state = running_state(home)
             if state is not None and state.ready:
                 out.print(_table(state, {}))
+                _say_if_open(state)
                 typer.echo(READY)
                 return
             time.sleep(0.05)
@@ -164,6 +169,22 @@ def _up_detached(home: Path) -> None:
         child.send(signal.SIGTERM)
         fail(f"not ready within {_DETACHED_TIMEOUT:.0f} s; see {log}")
     fail(f"it did not start: {last_words(log, begins)} (log: {log})")
+
+
+def _say_if_open(state: PlatformState) -> None:
+    """Say it when the gateway asks nobody for a key. Asks the gateway; one that speaks TLS has been set up."""
+    url = urlsplit((state.urls and state.urls.gateway_url) or "")
+    if url.scheme != "http" or not url.hostname:
+        return
+    connection = HTTPConnection(url.hostname, url.port, timeout=2)
+    try:
+        connection.request("GET", "/agents")
+        if connection.getresponse().status == HTTPStatus.OK:
+            err.print("no keys are made: everybody on this machine may do everything (`perdure key create` ends that)")
+    except (OSError, HTTPException):
+        return  # `perdure status` says how it is
+    finally:
+        connection.close()
 
 
 def _running(home: Path) -> PlatformState:
