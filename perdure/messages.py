@@ -92,6 +92,9 @@ class Place(Message):
 PLAIN: Final = frozenset({"task", "workflow", "run_id", "session_id", "callback", "timeout"})
 """Fields of a start that go with all others, and say nothing of its place and time."""
 
+CALL_TOOL: Final = "call-tool"
+"""The workflow of agents with tools that calls one of them: its task is `{"tool": name, "arguments": object}`."""
+
 
 class RunStart(Place):
     """`run.start.<agent>`: accept a run. `task` is any JSON, `null` included, and must be there.

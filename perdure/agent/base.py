@@ -97,6 +97,10 @@ class BaseAgent:
         """What the agent counts beside its runs, by the names of `perdure.observe.catalogue`."""
         return ()
 
+    def offers(self) -> list[dict[str, Any]]:
+        """Its tools that may be called by themselves: `name`, `description` and `parameters` (JSON Schema) of each."""
+        return []
+
     def workflows(self) -> Mapping[str, WorkflowDefinition]:
         """The workflows of this agent by name: the methods marked with `@workflow`.
 

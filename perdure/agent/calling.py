@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Protocol
 
 import orjson
 import structlog
@@ -18,13 +18,14 @@ from perdure.agent.settings import AgentSettings
 from perdure.agent.spans import tool_span
 from perdure.agent.tool_calls import ToolResult, content_of, failed, failed_with, run_function
 from perdure.agent.tools import Tool
-from perdure.engine import Retry, StepContext
+from perdure.engine import Context, Retry, StepContext
 from perdure.engine.codec import short_hash
 from perdure.errors import ControlFlow, PermanentError, RetryableError, StepFailed
 from perdure.llm.types import ModelReply, ToolRequest
 from perdure.store.queries import load_queries
 
 if TYPE_CHECKING:
+    from perdure.agent.durable import DurableAgent
     from perdure.agent.turn import Turn
 
 TOOL_TIMEOUT: Final = 120.0
@@ -46,15 +47,28 @@ async def run_calls(
     ]
     taken = calls[:MOST_CALLS]
     if turn.agent.parallel_tools and len(taken) > 1:
-        results: list[ToolResult] = await turn.ctx.gather(*(_decided(turn, live, call) for call in taken))
+        results: list[ToolResult] = await turn.ctx.gather(*(decided(turn, live, call) for call in taken))
     else:
-        results = [await _decided(turn, live, call) for call in taken]
+        results = [await decided(turn, live, call) for call in taken]
     results += [failed("TooMany", f"at most {MOST_CALLS} calls at a time")] * (len(calls) - len(taken))
     return calls, results
 
 
-async def _decided(turn: Turn, live: AgentSettings, call: ToolRequest) -> ToolResult:
-    """One call, after hooks and people have said what becomes of it."""
+class Calling(Protocol):
+    """What a call needs of the turn in which it is made. `detaches`: a background tool is only scheduled."""
+
+    agent: DurableAgent
+    ctx: Context
+    session: str
+    detaches: bool
+
+    def tools(self, live: AgentSettings) -> Mapping[str, Tool]:
+        """The tools that may be called."""
+        ...
+
+
+async def decided(turn: Calling, live: AgentSettings, call: ToolRequest) -> ToolResult:
+    """The outcome of one call, after hooks and people have said what becomes of it."""
     tool = turn.tools(live).get(call.name)
     if tool is None:
         return await in_step(turn, live, None, call)
@@ -82,7 +96,7 @@ async def _decided(turn: Turn, live: AgentSettings, call: ToolRequest) -> ToolRe
     return result
 
 
-async def _verdict(turn: Turn, call: ToolRequest) -> Verdict:
+async def _verdict(turn: Calling, call: ToolRequest) -> Verdict:
     at = _moment(turn, call)
 
     async def decide(call_id: str, name: str, arguments: str) -> Verdict:  # noqa: ARG001  (the step's identity)
@@ -91,19 +105,19 @@ async def _verdict(turn: Turn, call: ToolRequest) -> Verdict:
     return await turn.ctx.step(f"hook:{call.name}", decide, call.id, call.name, call.arguments)
 
 
-def _moment(turn: Turn, call: ToolRequest) -> Moment:
+def _moment(turn: Calling, call: ToolRequest) -> Moment:
     return Moment(turn.agent.name, turn.ctx.run_id, turn.session, call.id, call.name, call.arguments)
 
 
-async def _made(turn: Turn, live: AgentSettings, tool: Tool, call: ToolRequest) -> ToolResult:
-    if tool.background:
+async def _made(turn: Calling, live: AgentSettings, tool: Tool, call: ToolRequest) -> ToolResult:
+    if tool.background and turn.detaches:
         return await schedule(turn.agent, turn.ctx, tool, call, turn.session)
     if tool.wants_context:
         return await _inline(turn, tool, call)
     return await in_step(turn, live, tool, call)
 
 
-async def _inline(turn: Turn, tool: Tool, call: ToolRequest) -> ToolResult:
+async def _inline(turn: Calling, tool: Tool, call: ToolRequest) -> ToolResult:
     """A tool with the workflow's context: its own steps and calls are what is journaled."""
     try:
         kwargs = tool.bind(call.arguments)
@@ -116,7 +130,7 @@ async def _inline(turn: Turn, tool: Tool, call: ToolRequest) -> ToolResult:
         return failed_with(error)
 
 
-async def in_step(turn: Turn, live: AgentSettings, tool: Tool | None, call: ToolRequest) -> ToolResult:
+async def in_step(turn: Calling, live: AgentSettings, tool: Tool | None, call: ToolRequest) -> ToolResult:
     """One tool call as a journaled step; whatever goes wrong is the result that the model reads."""
     known = sorted(turn.tools(live))
     timeout = (tool.timeout if tool else None) or live.tool_timeout_seconds or TOOL_TIMEOUT
@@ -174,7 +188,7 @@ async def in_step(turn: Turn, live: AgentSettings, tool: Tool | None, call: Tool
         return failed_with(said)
 
 
-async def _first_try(turn: Turn, step: StepContext, call_id: str) -> bool:
+async def _first_try(turn: Calling, step: StepContext, call_id: str) -> bool:
     return bool(await turn.agent.resources.pool.fetchval(_SQL["start_tool"], step.run_id, call_id))
 
 

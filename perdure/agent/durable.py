@@ -22,12 +22,14 @@ from perdure.agent.model import AgentModel
 from perdure.agent.persona import Persona
 from perdure.agent.session import Sessions
 from perdure.agent.settings import AgentSettings, settings_with_tools
+from perdure.agent.single_call import call_workflow, described
 from perdure.agent.sources import Toolbox
 from perdure.agent.tools import Tool
 from perdure.agent.turn import Turn
 from perdure.config.snapshot import AgentConfig
 from perdure.engine import Context, WorkflowDefinition, define_workflow, workflow
 from perdure.llm.types import Model
+from perdure.messages import CALL_TOOL
 from perdure.observe.metrics import Reading
 
 PRUNE_EVERY = 60.0  # seconds between two looks for idle conversations
@@ -114,13 +116,19 @@ class DurableAgent(BaseAgent):
         return await Turn(self, ctx, task).play()
 
     def workflows(self) -> Mapping[str, WorkflowDefinition]:
-        """`run`, those of a subclass, and one for each background tool."""
+        """`run`, those of a subclass, one for each background tool, and `call-tool` for a tool alone."""
         found = dict(super().workflows())
         for one in self.toolbox.own.values():
             if one.background:
                 name = workflow_name(one.name)
                 found[name] = define_workflow(background_workflow(self, one), name=name)
+        if self.toolbox.own or self.toolbox.sources:
+            found[CALL_TOOL] = define_workflow(call_workflow(self), name=CALL_TOOL)
         return found
+
+    def offers(self) -> list[dict[str, Any]]:
+        """Its tools as discovery tells of them."""
+        return described(self)
 
     def readings(self) -> Iterable[Reading]:
         """Calls of models and tools."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterator, Mapping
 from importlib import import_module
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import structlog
 
@@ -87,6 +87,10 @@ class AgentProcess(Service):
     def describe(self) -> str:
         """What discovery says of the agent: its docstring, or its persona."""
         return description_of(self.agent) or self.description
+
+    def details(self) -> dict[str, Any]:
+        """What discovery says of the agent's tools."""
+        return {"tools": self.agent.offers()}
 
     async def on_start(self) -> None:
         """Fetch, build, register, work."""

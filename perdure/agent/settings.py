@@ -73,6 +73,9 @@ class AgentSettings(DurableAgentSettings, QueueSettings):
     session_summarize_after: int | None = Field(
         None, ge=4, le=100_000, description="Messages of a conversation from which on old ones are summarised."
     )
+    mcp_tools: Names | None = Field(
+        None, description="The tools that MCP clients may call by themselves: a JSON list, or a,b,c; all when unset."
+    )
     memory_enabled: bool | None = Field(None, description="Whether the agent remembers across conversations.")
     memory_scope: Literal["user", "session", "agent"] | None = Field(
         None, description="Whose memories are shared: the task's user (usual), the conversation, or the whole agent."
@@ -105,4 +108,6 @@ def settings_with_tools(base: type[BaseModel], known: Collection[str]) -> type[B
         "requires_approval": (Annotated[Names | None, AfterValidator(all_known)], fields["requires_approval"]),
         "tool_choice": (Annotated[str | None, AfterValidator(choice_known)], fields["tool_choice"]),
     }
+    if "mcp_tools" in fields:
+        changed["mcp_tools"] = (Annotated[Names | None, AfterValidator(all_known)], fields["mcp_tools"])
     return create_model(base.__name__, __base__=base, __doc__=base.__doc__, **changed)

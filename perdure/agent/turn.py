@@ -65,6 +65,8 @@ def read_notes(task: Any) -> list[str]:
 class Turn:
     """What one run of a `DurableAgent` does. All it knows comes from the journal, so that a replay is the same."""
 
+    detaches = True  # the model goes on while a background tool works
+
     def __init__(self, agent: DurableAgent, ctx: Context, task: Any) -> None:
         self.agent = agent
         self.ctx = ctx

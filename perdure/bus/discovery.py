@@ -37,6 +37,7 @@ class Discovery:
         description: str,
         metadata: Callable[[], dict[str, str]],
         endpoints: Iterable[Endpoint],
+        details: Callable[[], dict[str, Any]] = dict,
     ) -> None:
         if not NAME.fullmatch(name):
             raise ValueError(f"service name {name!r} is not usable: it must match [A-Za-z0-9_-]+")
@@ -47,6 +48,7 @@ class Discovery:
         self._description = description
         self._metadata = metadata
         self._endpoints = endpoints
+        self._details = details  # for those who ask for it by its name
         self._started = datetime.now(UTC).isoformat().replace("+00:00", "Z")
         self._subscriptions: list[Subscription] = []
 
@@ -54,7 +56,7 @@ class Discovery:
         """Subscribe to the three verbs, for all, for the name and for the instance."""
         for verb, answer in (("PING", self._ping), ("INFO", self._info), ("STATS", self._stats)):
             for address in ("", f".{self._name}", f".{self._name}.{self._id}"):
-                callback = self._callback(answer)
+                callback = self._callback(self._whole_info if verb == "INFO" and address else answer)
                 self._subscriptions.append(await self._nc.subscribe(f"$SRV.{verb}{address}", cb=callback))
 
     async def close(self) -> None:
@@ -82,6 +84,9 @@ class Discovery:
             for each in self._endpoints
         ]
         return {**self._about("info"), "description": self._description, "endpoints": endpoints}
+
+    def _whole_info(self) -> dict[str, Any]:
+        return {**self._details(), **self._info()}
 
     def _stats(self) -> dict[str, Any]:
         return {**self._about("stats"), "started": self._started, "endpoints": [_stats(e) for e in self._endpoints]}

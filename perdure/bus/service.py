@@ -105,6 +105,10 @@ class Service:
         shown = {"process": os.environ.get("PERDURE_PROCESS") or self.name, "instance": self.instance_id}
         return shown if self._exporter is None else {**shown, "metrics": self._exporter.url}
 
+    def details(self) -> dict[str, Any]:
+        """What `$SRV.INFO` says besides to whoever asks for this service by its name."""
+        return {}
+
     async def on_start(self) -> None:
         """Called when the resources are there, before the service can be found: declare endpoints here."""
 
@@ -233,6 +237,7 @@ class Service:
             description=self.describe(),
             metadata=self.metadata,
             endpoints=self.endpoints,
+            details=self.details,
         )
         await self._discovery.open()
         await self.nats.flush()

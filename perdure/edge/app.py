@@ -13,6 +13,7 @@ from starlette.routing import Route
 from perdure.edge import (
     a2a_door,
     docs_page,
+    examples,
     openai_chat,
     openai_responses,
     problems,
@@ -93,6 +94,7 @@ def _document(app: FastAPI) -> dict[str, Any]:
         schemas = made.setdefault("components", {}).setdefault("schemas", {})
         made["components"]["securitySchemes"] = {"key": SCHEME}
         made["paths"] |= {path: {**operations} for path, operations in a2a_door.DOCUMENT.items()}
+        examples.put(schemas)
         schemas["Problem"] = problems.Problem.model_json_schema()
         schemas["OpenAIProblem"] = problems.OPENAI_SCHEMA
         for path, operations in made["paths"].items():

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import re
+from collections.abc import Mapping
 from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Any, Final
@@ -17,14 +19,19 @@ from pydantic_core import PydanticCustomError
 from perdure.agent.registry import alive
 from perdure.client.connection import encoded
 from perdure.client.handle import RunHandle
+from perdure.edge.about import Descriptions
 from perdure.edge.callers import Caller
 from perdure.edge.door import Door
 from perdure.edge.progress import progress
 from perdure.edge.replies import named
-from perdure.errors import ApiError, NotFound, RunFailed, Unauthorized, Unavailable
-from perdure.messages import Id, Message, parse
-from perdure.subjects import new_run_id
+from perdure.errors import ApiError, InvalidRequest, NotFound, RunFailed, Unauthorized, Unavailable
+from perdure.messages import CALL_TOOL, Id, Message, parse
+from perdure.subjects import AGENT_NAME, new_run_id
 
+BETWEEN: Final = "__"
+"""Between an agent's name and its tool's: a point would be more than some models take in a name."""
+RUN_MARK: Final = "perdure.run_id"
+SESSION_MARK: Final = "perdure.session_id"
 LAST_WORDS: Final = 1.0  # seconds for events that come after the word of the end
 CANCELS: Final = 5  # a cancel may come before the start that it follows is accepted
 
@@ -51,6 +58,28 @@ class Arguments(Message):
         return self
 
 
+async def _tool_of(door: Door, about: Descriptions, caller: Caller, name: str) -> tuple[str, str] | None:
+    """The agent and the tool of it that a name like `AGENT__TOOL` means, if there are such that the caller may use."""
+    if BETWEEN not in name or await alive(door.pool, [name]):
+        return None
+    for at in (found.start() for found in re.finditer(f"(?={BETWEEN})", name)):
+        agent, tool = name[:at], name[at + len(BETWEEN) :]
+        usable = AGENT_NAME.fullmatch(agent) and caller.uses(agent) and door.only in (None, agent)
+        if not usable or not await alive(door.pool, [agent]):
+            continue
+        if any(each["name"] == tool for each in (await about.about([agent]))[agent].tools):
+            return agent, tool
+    return None
+
+
+def _mark(meta: Mapping[str, Any], name: str) -> str | None:
+    """What a call says of itself in its `_meta`. Raises `InvalidRequest`."""
+    said = meta.get(name)
+    if said is not None and not isinstance(said, str):
+        raise InvalidRequest(f"field '_meta.{name}': it must be a text")
+    return said
+
+
 @dataclass(frozen=True, slots=True)
 class Call:
     """A call that may be made."""
@@ -61,16 +90,27 @@ class Call:
     task: Any
     run_id: str
     session_id: str
-    wait: float | None
+    wait: float | None = None
+    workflow: str = "run"
 
     @classmethod
-    async def prepared(cls, door: Door, caller: Caller, tool: str, said: dict[str, Any]) -> Call:
+    async def prepared(
+        cls, door: Door, about: Descriptions, caller: Caller, name: str, said: dict[str, Any], meta: Mapping[str, Any]
+    ) -> Call:
         """Check who calls and what is said. Raises `ApiError`."""
         caller.need("operator")
-        agent = door.agent(caller, named(tool))
-        arguments = parse(Arguments, encoded(said))
+        found = await _tool_of(door, about, caller, name)
+        if found is not None:
+            agent, tool = found
+            run_id = caller.own(_mark(meta, RUN_MARK) or new_run_id())
+            session = _mark(meta, SESSION_MARK)
+            session_id = caller.own(session, field="session_id") if session else run_id
+            call = {"tool": tool, "arguments": said}
+            return cls(door, caller, agent, call, run_id, session_id, workflow=CALL_TOOL)
+        agent = door.agent(caller, named(name))
         if not await alive(door.pool, [agent]):
-            raise NotFound(f"no process of an agent {agent!r} is up; tools/list has the agents that are there")
+            raise NotFound(f"no process of an agent {agent!r} is up; tools/list has what there is")
+        arguments = parse(Arguments, encoded(said))
         run_id = caller.own(arguments.run_id or new_run_id())
         session_id = caller.own(arguments.session_id, field="session_id") if arguments.session_id else run_id
         task = arguments.task if arguments.prompt is None else arguments.prompt
@@ -83,7 +123,9 @@ class Call:
 
     async def _answer(self, ctx: Any) -> CallToolResult:
         try:
-            run = await self.door.client.start(self.agent, self.task, run_id=self.run_id, session_id=self.session_id)
+            run = await self.door.client.start(
+                self.agent, self.task, workflow=self.workflow, run_id=self.run_id, session_id=self.session_id
+            )
             return self._result(await self._ended(run, ctx))
         except asyncio.CancelledError:
             # Before 2026-07-28 a connection that is cut is no cancel, and a gateway that stops is never one.
@@ -134,7 +176,7 @@ class Call:
             log.info("the progress of a call is not told", action="mcp.no_progress", code=error.code)
 
     def _result(self, run: dict[str, Any]) -> CallToolResult:
-        about = {"perdure.run_id": self.run_id, "perdure.session_id": self.session_id, "perdure.status": run["status"]}
+        about = {RUN_MARK: self.run_id, SESSION_MARK: self.session_id, "perdure.status": run["status"]}
         if run["status"] in ("failed", "cancelled", "dead", "blocked", "needs_review"):
             raise RunFailed(self.run_id, run["status"], run.get("error"))
         if run["status"] != "completed":

@@ -1,4 +1,6 @@
-"""The agents as tools of an MCP server: a call is a durable run. Imported by the first request for it alone."""
+"""The agents, and their tools, as tools of an MCP server: a call is a durable run. Imported by the first request for
+it alone.
+"""
 
 from __future__ import annotations
 
@@ -17,19 +19,21 @@ from mcp_types import (
     ToolAnnotations,
 )
 
-from perdure.edge.about import Descriptions
+from perdure.edge.about import About, Descriptions
 from perdure.edge.callers import Caller
 from perdure.edge.door import Door
 from perdure.edge.gate import origins
-from perdure.edge.mcp_call import Call
+from perdure.edge.mcp_call import BETWEEN, Call
 from perdure.edge.problems import unexpected
 from perdure.edge.public import hosts
 from perdure.errors import ApiError, InvalidRequest
 
-PAGE: Final = 100
+PAGE: Final = 100  # tools; a page ends with the last one of an agent
+AT_A_TIME: Final = 20  # agents that are asked what they are
 INSTRUCTIONS: Final = (
-    "Each tool is an agent. A call is a durable run: it is not lost when a process or a machine is. Give session_id "
-    "to go on with a conversation; the result's _meta says perdure.run_id and perdure.session_id."
+    "Each tool is an agent, or a tool of one: AGENT__TOOL. A call is a durable run: it is not lost when a process or a "
+    "machine is. Give an agent session_id to go on with a conversation; the result's _meta says perdure.run_id and "
+    "perdure.session_id."
 )
 INPUT: Final[dict[str, Any]] = {
     "type": "object",
@@ -81,28 +85,44 @@ class _Agents:
     async def list(self, ctx: Any, params: PaginatedRequestParams | None) -> ListToolsResult:
         after = (params and params.cursor) or ""
         names = [each["agent"] for each in await self._door.agents(_caller(ctx)) if each["agent"] > after]
-        page = names[:PAGE]
-        said = await self._about.of(page)
-        tools = [
-            Tool(
-                name=name,
-                description=said[name] or f"The agent {name}.",
-                input_schema=INPUT,
-                annotations=ToolAnnotations(open_world_hint=True),
-            )
-            for name in page
-        ]
-        return ListToolsResult(tools=tools, next_cursor=page[-1] if len(names) > PAGE else None)
+        tools: list[Tool] = []
+        told = 0
+        for at in range(0, len(names), AT_A_TIME):
+            some = names[at : at + AT_A_TIME]
+            said = await self._about.about(some)
+            for name in some:
+                if len(tools) >= PAGE:
+                    return ListToolsResult(tools=tools, next_cursor=names[told - 1])
+                tools += _tools(name, said[name])
+                told += 1
+        return ListToolsResult(tools=tools)
 
     async def call(self, ctx: Any, params: CallToolRequestParams) -> CallToolResult:
         caller = _caller(ctx)
         try:
-            call = await Call.prepared(self._door, caller, params.name, params.arguments or {})
+            said, meta = params.arguments or {}, ctx.meta or {}
+            call = await Call.prepared(self._door, self._about, caller, params.name, said, meta)
             return await call.answer(ctx)
         except ApiError as error:
             return _failed(error)
         except Exception as error:  # noqa: BLE001 -- the library would tell the caller nothing, and us neither
             return _failed(unexpected(error))
+
+
+def _tools(name: str, about: About) -> list[Tool]:
+    """An agent as a tool, and its own."""
+    hints = ToolAnnotations(open_world_hint=True)
+    said = about.description or f"The agent {name}."
+    own = [
+        Tool(
+            name=f"{name}{BETWEEN}{each['name']}",
+            description=each["description"],
+            input_schema=each["parameters"],
+            annotations=hints,
+        )
+        for each in about.tools
+    ]
+    return [Tool(name=name, description=said, input_schema=INPUT, annotations=hints), *own]
 
 
 def _caller(ctx: Any) -> Caller:

@@ -11,6 +11,7 @@ import orjson
 from fastapi import Header, Path, Query, Response
 
 from perdure import subjects
+from perdure.edge.examples import EVENTS
 from perdure.edge.problems import MEDIA_TYPE
 from perdure.errors import InvalidRequest
 
@@ -51,7 +52,7 @@ OPENAI_STREAM: Final[dict[int | str, dict[str, Any]]] = {
 STREAM: Final[dict[int | str, dict[str, Any]]] = {
     200: {
         "description": "Server-sent events.",
-        "content": {"text/event-stream": {"schema": {"type": "string"}}},
+        "content": {"text/event-stream": {"schema": {"type": "string"}, "example": EVENTS}},
     }
 }
 

@@ -12,12 +12,16 @@ import mcp
 import pytest
 from mcp.client.streamable_http import streamable_http_client
 
+from perdure import tool
+from perdure.agent.durable import DurableAgent
 from perdure.edge import keys
 from perdure.edge.keys import pepper
-from perdure.engine import StepContext
+from perdure.engine import Context, StepContext
+from perdure.testing.models import ScriptedModel
 from tests import a2a_support
 from tests.a2a_support import Other
 from tests.edge_support import Web, problem, web
+from tests.integration.agent_support import configure
 from tests.platform import in_process
 from tests.support import eventually
 
@@ -81,6 +85,85 @@ async def test_agents_are_tools_and_a_call_is_a_durable_run(door: Web, mode: str
         text = await mcp_client.call_tool("clerk", {"prompt": "hello", "session_id": "talk"})
         assert (text.content[0].text, text.structured_content) == ("heard hello in talk", None)
     assert 'route="/mcp",status="200"' in (await door.http.get("/metrics")).text
+
+
+@tool
+async def add(a: int, b: int, step: StepContext) -> int:
+    """The sum of two numbers."""
+    await step.progress(0.5, "half of it")
+    return a + b
+
+
+@tool(background=True)
+async def report(topic: str, ctx: Context) -> dict[str, str]:
+    """A report; it takes a while."""
+    return {"report": await ctx.step("write", str.upper, topic)}
+
+
+@tool(requires_approval=True)
+def refund(order: str) -> str:
+    """Give the money back."""
+    return f"refunded {order}"
+
+
+@tool
+def breaks() -> None:
+    """It does not work."""
+    raise ValueError("no such luck")
+
+
+async def test_an_agents_own_tools_are_called_without_its_model(settings, nc, pool):
+    model = ScriptedModel()
+    bob = DurableAgent("bob__b", model=model, tools=[add, report, refund, breaks], handoffs=["clerk"])
+    async with in_process(settings, nc, Clerk, bob) as platform, web(settings, platform) as door:
+        async with client(door) as mcp_client:
+            tools = {each.name: each for each in (await mcp_client.list_tools()).tools}
+            assert set(tools) == {
+                "clerk",
+                "bob__b",
+                *(f"bob__b__{name}" for name in ("add", "report", "refund", "breaks")),
+            }
+            assert tools["bob__b__add"].description == "The sum of two numbers."
+            assert set(tools["bob__b__add"].input_schema["properties"]) == {"a", "b"}
+            told: list[str | None] = []
+
+            async def progress(_done: float, _total: float | None, text: str | None) -> None:
+                told.append(text)
+
+            result = await mcp_client.call_tool("bob__b__add", {"a": 2, "b": 3}, progress_callback=progress)
+            assert (result.is_error, result.content[0].text) == (False, "5")
+            assert "50% half of it" in told
+            run = await door.get(f"/runs/{result.meta['perdure.run_id']}")
+            assert (run["agent"], run["workflow"], run["steps"][0]["name"]) == ("bob__b", "call-tool", "tool:add")
+            slow = await mcp_client.call_tool("bob__b__report", {"topic": "x"})
+            assert slow.structured_content == {"report": "X"}
+            for name, said, why in (
+                ("add", {"a": "many"}, "InvalidArguments"),
+                ("breaks", {}, "no such luck"),
+                ("transfer_to_clerk", {}, "not_found"),
+            ):
+                wrong = await mcp_client.call_tool(f"bob__b__{name}", said)
+                assert wrong.is_error
+                assert why in wrong.content[0].text
+            asking = asyncio.create_task(mcp_client.call_tool("bob__b__refund", {"order": "7"}))
+
+            async def asked() -> dict[str, Any] | None:
+                found = (await door.get("/approvals"))["approvals"]
+                return found[0] if found else None
+
+            wanted = await eventually(asked)
+            decision = {"arguments_hash": wanted["arguments_hash"], "decision": "approve"}
+            await door.post(f"/runs/{wanted['run_id']}/approvals/{wanted['call_id']}", decision)
+            assert (await asking).content[0].text == "refunded 7"
+            await configure(pool, "bob__b", mcp_tools=["add"])
+            await eventually(lambda: "mcp_tools" in bob.config.values)
+            denied = await mcp_client.call_tool("bob__b__breaks", {})
+            assert "there is no tool 'breaks'" in denied.content[0].text
+        narrow = await key(door, agents=["clerk"])
+        async with client(door, narrow) as mcp_client:
+            assert [each.name for each in (await mcp_client.list_tools()).tools] == ["clerk"]
+            assert "forbidden" in (await mcp_client.call_tool("bob__b__add", {"a": 1, "b": 1})).content[0].text
+    assert model.requests == []
 
 
 async def test_a_client_that_lets_go_of_a_call_cancels_its_run(door: Web):
