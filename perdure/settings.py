@@ -94,6 +94,12 @@ class Settings(BaseSettings):
         False, description="callbacks may use plain HTTP and go to addresses of this machine and its networks"
     )
     callback_timeout: float = Field(10.0, gt=0, le=30)
+    retention_days: int | None = Field(
+        None,
+        ge=0,
+        le=36_500,
+        description="days that runs are kept after their end; 0: for ever; unset: as the database says",
+    )
     callback_max_attempts: int = Field(20, ge=1, le=1000, description="tries of a callback before it is given up")
     max_payload: int = Field(67_108_864, ge=1024, description="largest task, result, output or signal")
     inline_payload: int = Field(262_144, ge=1024, description="larger values are stored by reference")

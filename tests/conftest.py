@@ -36,6 +36,7 @@ from perdure.settings import Settings
 from perdure.store.migrate import migrate
 from perdure.store.postgres import Pool, create_pool
 from perdure.store.redis import create_redis
+from services.scheduler.retention import Retention
 from tests.support import OwnServers, Servers, SharedPostgres, settings_for, temporary_folder
 
 TEMPLATE = "perdure_template"
@@ -95,7 +96,9 @@ def shared_postgres(postgres_folders: tuple[Path, Path]) -> Iterator[PostgresSer
         runner.run(server.start())
         try:
             runner.run(_admin(server, f"CREATE DATABASE {TEMPLATE}"))
-            runner.run(migrate(Settings(database_url=server.url_of(TEMPLATE), namespace="")))
+            template = Settings(database_url=server.url_of(TEMPLATE), namespace="")
+            runner.run(migrate(template))
+            runner.run(_make_shelves(template))
             yield server
         finally:
             runner.run(server.stop())
@@ -183,6 +186,15 @@ async def redis(settings: Settings) -> AsyncIterator[Redis]:
     client = create_redis(settings)
     yield client
     await client.aclose()
+
+
+async def _make_shelves(settings: Settings) -> None:
+    """What a scheduler does first, once for all tests."""
+    pool = await create_pool(settings, "template")
+    try:
+        await Retention(pool, settings).make_ahead()
+    finally:
+        await pool.close()
 
 
 async def _admin(server: PostgresServer, statement: str) -> None:

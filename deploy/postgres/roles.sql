@@ -60,6 +60,7 @@ GRANT SELECT, INSERT, UPDATE, DELETE ON runs, journal, signals, processes, paylo
   TO perdure_scheduler;
 GRANT SELECT, DELETE ON config_snapshots, dead_letters, cron_marks TO perdure_scheduler;
 GRANT SELECT ON agent_configurations TO perdure_scheduler;
+GRANT EXECUTE ON FUNCTION make_shelf(integer, timestamptz, timestamptz), drop_shelf(integer) TO perdure_scheduler;
 
 -- Seals of the audit log: the scheduler's of acts, the ConfigManager's of configuration.
 GRANT SELECT ON audit_log TO perdure_scheduler;
@@ -83,7 +84,7 @@ GRANT SELECT, INSERT, UPDATE ON runs, processes, signals, payloads, payload_uses
   TO perdure_agents;
 GRANT SELECT, INSERT, UPDATE, DELETE ON sessions, session_messages, session_results, start_keys TO perdure_agents;
 GRANT SELECT, INSERT, DELETE ON queue_starts, tool_starts TO perdure_agents;
-GRANT USAGE ON SEQUENCE process_lock_keys TO perdure_agents;
+GRANT USAGE ON SEQUENCE process_locks TO perdure_agents;
 
 -- People.
 GRANT SELECT ON ALL TABLES IN SCHEMA public TO perdure_operator;

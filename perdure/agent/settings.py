@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, create_model
 
 from perdure.agent.memory import REMEMBER
-from perdure.config.keys import DurableAgentSettings, Names, QueueSettings
+from perdure.config.keys import DurableAgentSettings, Names, QueueSettings, RetentionSettings
 from perdure.config.secrets import SecretReference
 
 
@@ -35,7 +35,7 @@ def _object(value: Any) -> Any:
         raise ValueError(f"is no JSON object: {error}") from None
 
 
-class AgentSettings(DurableAgentSettings, QueueSettings):
+class AgentSettings(DurableAgentSettings, QueueSettings, RetentionSettings):
     """What is unset leaves the agent's own value, or none, standing."""
 
     llm_api: Literal["chat", "responses"] | None = Field(None, description="Which OpenAI protocol the endpoint speaks.")

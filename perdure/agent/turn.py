@@ -135,7 +135,7 @@ class Turn:
 
         async def at_once(connection: PooledConnection, columns: Columns) -> str | None:
             return await agent.sessions.open_at_once(
-                cast("Connection", connection), self.session, run_id, self.prompt, columns[:-1]
+                cast("Connection", connection), self.session, run_id, self.prompt, (*columns[:-2], columns[-1])
             )
 
         while True:

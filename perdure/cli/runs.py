@@ -144,25 +144,6 @@ def export(
 
 
 @app.command()
-def signal(
-    run_id: RunId,
-    name: Annotated[str, typer.Argument(metavar="NAME", help="The name that the run waits for.", show_default=False)],
-    payload: Annotated[str, typer.Argument(metavar="[PAYLOAD]", help="JSON, or any text.")] = "null",
-    *,
-    signal_id: Annotated[str | None, typer.Option("--id", help="The same id again counts once.")] = None,
-) -> None:
-    """Send a signal to a run; it is kept until the run waits for it."""
-    value = parse_json(payload)
-
-    async def work(client: Client) -> None:
-        handle = await client.get(run_id)
-        await handle.signal(name, value, id=signal_id)
-        err.print(f"sent {name} to run {run_id}", markup=False, soft_wrap=True)
-
-    working(work)
-
-
-@app.command()
 def approve(
     run_id: RunId,
     call_id: Annotated[str | None, typer.Argument(metavar="[CALL_ID]", help="Needed when several wait.")] = None,

@@ -1,17 +1,17 @@
-"""`perdure runs cancel|terminate|pause|resume|restart`: one run, or all that a filter finds."""
+"""`perdure runs cancel|terminate|pause|resume|restart|signal`: one run, or all that a filter finds."""
 
 from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Annotated, Any, Final, cast, get_args
 
 import typer
 
-from perdure.cli.clients import Output, say_if_absent, working
+from perdure.cli.clients import Output, parse_json, say_if_absent, working
 from perdure.cli.console import err, fail, out, print_json
 from perdure.cli.run import see_through
 from perdure.client import Client, RunHandle
@@ -40,6 +40,7 @@ _DONE: Final = {
     "pause": "asked to pause",
     "resume": "resumed",
     "restart": "restarted",
+    "signal": "signalled",
 }
 
 
@@ -137,9 +138,54 @@ async def restart(client: Client, run_id: str, given: _Given) -> None:
     await go_on(handle, client, given.output, wait=given.wait)
 
 
+def signal(
+    words: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="[RUN_ID] NAME [PAYLOAD]",
+            help="The run; the name that it waits for; JSON, or any text.",
+            show_default=False,
+        ),
+    ],
+    *,
+    signal_id: Annotated[str | None, typer.Option("--id", help="The same id again counts once.")] = None,
+    everything: _All = False,
+    agent: _Agent = None,
+    status: _Status = None,
+    workflow: _Workflow = None,
+    version: _Version = None,
+    older_than: _Older = None,
+    dry_run: _Dry = False,
+    yes: _Yes = False,
+) -> None:
+    """Send a signal to a run; it is kept until the run waits for it.
+
+    Without RUN_ID: to all runs that the options find, each once.
+    """  # fmt: skip
+    wanted = _wanted(agent, status, workflow, version, older_than)
+    many = bool(wanted) or everything
+    needed = ["NAME"] if many else ["RUN_ID", "NAME"]
+    if not len(needed) <= len(words) <= len(needed) + 1:
+        said = "with options that say which runs" if many else "or say which runs with options (--agent, --all, …)"
+        fail(f"give {' '.join(needed)} [PAYLOAD], {said}; a PAYLOAD of several words goes in quotes", code=2)
+    name, *rest = words[len(needed) - 1 :]
+    value = parse_json(rest[0]) if rest else None
+    if many:
+        sent = {"name": name, "payload": value, "id": signal_id}
+        _many("signal", wanted, everything=everything, yes=yes, dry_run=dry_run, reason=None, more=sent)
+        return
+
+    async def work(client: Client) -> None:
+        handle = await client.get(words[0])
+        await handle.signal(name, value, id=signal_id)
+        err.print(f"sent {name} to run {words[0]}", markup=False, soft_wrap=True)
+
+    working(work)
+
+
 def register(app: typer.Typer) -> None:
     """Add the commands."""
-    for command in (cancel, terminate, pause, resume, restart):
+    for command in (cancel, terminate, pause, resume, restart, signal):
         app.command()(command)
 
 
@@ -171,6 +217,7 @@ def _many(
     yes: bool,
     dry_run: bool,
     reason: str | None,
+    more: Mapping[str, Any] | None = None,
 ) -> None:
     """Count, ask, and do it page by page."""
     if not wanted and not everything:
@@ -185,7 +232,8 @@ def _many(
         if not yes and not typer.confirm(f"{action.capitalize()} {number}?", err=True):
             fail("nothing was done")
         done = skipped = failed = 0
-        async for page in client.bulk(action, all=everything, reason=reason, cursor=count.cursor, **wanted):
+        said = {"all": everything, "reason": reason, "cursor": count.cursor, **(more or {}), **wanted}
+        async for page in client.bulk(action, **said):
             done += page.done
             skipped += page.skipped
             failed += len(page.failed)

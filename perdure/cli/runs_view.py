@@ -95,6 +95,7 @@ def _facts(run: Mapping[str, Any]) -> Table:
         "agent": run["agent"] if run["workflow"] == "run" else f"{run['agent']}, workflow {run['workflow']}",
         "status": None,
         "version": run.get("version"),
+        "source": run.get("source_hash"),
         "task": short(run["task"]),
         "why pending": (run.get("reason") or {}).get("message"),
         "queue": _place(run) + (f", for {run['fair_key']}" if run.get("fair_key") else ""),
@@ -124,6 +125,7 @@ def _steps(steps: Sequence[Mapping[str, Any]]) -> Table:
         table.add_column(column, no_wrap=True)
     for column in ("status", "attempt", "began", "took"):
         table.add_column(column, no_wrap=True)
+    table.add_column("input", overflow="ellipsis", no_wrap=True, ratio=1)
     table.add_column("result", overflow="ellipsis", no_wrap=True, ratio=1)
     for step in steps:
         name = step["name"] if step["kind"] == "step" else f"{step['kind']} {step['name']}"
@@ -137,9 +139,20 @@ def _steps(steps: Sequence[Mapping[str, Any]]) -> Table:
             str(step["attempt"]),
             step["started_at"][11:23],
             took(step["started_at"], step["finished_at"]),
+            escape(_input(step.get("input"))),
             f"[red]{text}[/]" if step["error"] else text,
         )
     return table
+
+
+def _input(said: Any) -> str:
+    """What a step was called with, as its caller wrote it, or how long that is."""
+    if not isinstance(said, dict):
+        return ""
+    if "bytes" in said:
+        return f"{said['bytes']:,} bytes"
+    args = [short(each) for each in said.get("args", ())]
+    return ", ".join([*args, *(f"{name}={short(each)}" for name, each in said.get("kwargs", {}).items())])
 
 
 async def children(client: Client, run_id: str, depth: int = 0) -> list[dict[str, Any]]:

@@ -213,6 +213,7 @@ class Client(Schedules):
         reason: str | None = None,
         name: str | None = None,
         payload: Any = None,
+        id: str | None = None,  # noqa: A002 -- the wire's word
         page: int = 100,
         cursor: str | None = None,
         **wanted: Any,
@@ -223,13 +224,13 @@ class Client(Schedules):
         `created_before` (ISO 8601); `all=True` for every run. Runs that come later are left alone. Each page that is
         done is told, so that progress can be shown; a loop that is left early does no more. Give the `cursor` of
         `count` to act on exactly the runs that were counted. A signal has a `name` and a `payload`; each run gets it
-        once.
+        once, also when the whole is repeated with the same `id`.
         """
         said: dict[str, Any] = {"action": action, "filter": wanted, "all": all, "limit": page}
         if reason is not None:
             said["reason"] = reason
         if name is not None:
-            said |= {"name": name, "payload": payload, "id": uuid4().hex}
+            said |= {"name": name, "payload": payload, "id": id or uuid4().hex}
         if cursor is None:
             cursor = (await self.count(action, all=all, **wanted)).cursor
         while cursor is not None:

@@ -87,6 +87,16 @@ class DurableAgentSettings(BaseModel):
     )
 
 
+class RetentionSettings(BaseModel):
+    """How long the runs of an agent are kept. A trigger of the table reads it, and the scheduler goes by it."""
+
+    model_config = ConfigDict(extra="ignore", frozen=True)
+
+    retention_days: int | None = Field(
+        None, ge=0, le=36_500, description="Days that runs are kept after their end; 0 is for ever."
+    )
+
+
 class QueueSettings(BaseModel):
     """The settings of a queue, under its name: an agent's own has the agent's. A trigger of the table reads them."""
 

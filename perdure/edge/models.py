@@ -38,9 +38,12 @@ class Step(Reply):
     kind: str
     name: str
     status: str
+    input: dict[str, Any] | None = None
     result: Any = None
     error: dict[str, Any] | None = None
     attempt: int
+    process_id: str | None = None
+    tokens: dict[str, int | None] | None = None
 
 
 class RunSummary(Reply):

@@ -41,44 +41,47 @@ async def insert_starts(connection: PooledConnection, starts: Sequence[Start]) -
 
 
 async def accept_keyed(pool: Pool, start: Start, now: datetime) -> str:
-    """Accept a start with a key: the run's status; `start.run_id` is then the run that it has come to be.
+    """Accept a start with a key, as `take_key` does."""
+    async with pool.acquire() as connection, connection.transaction():
+        return await take_key(connection, start, now)
+
+
+async def take_key(connection: PooledConnection, start: Start, now: datetime) -> str:
+    """In a transaction, accept a start with a key: the run's status; `start.run_id` is then the run it has come to be.
 
     A key of deduplication leads to the run that holds it; one of debouncing gives its task to the run that waits. Keys
     are an agent's and a workflow's own. Raises `Conflict` when the run id is that of another task.
     """
     options = start.options or _PLAIN
-    async with pool.acquire() as connection, connection.transaction():
-        if start.session_id is not None:
-            await connection.execute(_RUNS["lock_sessions"], [f"{start.agent_name}/{start.session_id}"])
-        if options.dedup_key is not None:
-            key = (start.agent_name, f"{start.workflow}\n{options.dedup_key}")
-            until = None if options.dedup_window is None else now + timedelta(seconds=options.dedup_window)
-            await connection.execute(_SQL["lock_key"], key[0], "dedup", key[1], start.run_id, until, now)
-            await connection.execute(_SQL["take_dedup_key"], *key, start.run_id, until, now)
-            holder = await connection.fetchval(_SQL["holder"], *key)
-            if holder != start.run_id:
-                start.run_id = holder
-                return "accepted"
-        else:
-            key = (start.agent_name, f"{start.workflow}\n{options.debounce_key}")
-            begin_at = now + timedelta(seconds=options.debounce)
-            last = now + timedelta(seconds=options.debounce_max)
-            await connection.execute(_SQL["lock_key"], key[0], "debounce", key[1], start.run_id, last, now)
-            waiting = await connection.fetchval(_SQL["debounce_holder"], *key)
-            (task,) = await vault_of(connection).put(connection, [(start.task, task_spot(waiting))])
-            holder = await connection.fetchval(_SQL["debounce"], *key, task, start.task_hash, begin_at)
-            if holder is not None:
-                start.run_id = holder
-                return "accepted"
-            await connection.execute(_SQL["hold_debounce_key"], *key, start.run_id, last)
-            start.options = options.at(min(begin_at, last))
-        if not await insert_starts(connection, [start]):
-            [there] = await connection.fetch(_RUNS["accepted_before"], [start.run_id])
-            if there["task_hash"] != start.task_hash:
-                raise Conflict(
-                    f"there is a run {start.run_id!r} with another task, agent or session", run_id=start.run_id
-                )
-            return str(there["status"])
+    if start.session_id is not None:
+        await connection.execute(_RUNS["lock_sessions"], [f"{start.agent_name}/{start.session_id}"])
+    if options.dedup_key is not None:
+        key = (start.agent_name, f"{start.workflow}\n{options.dedup_key}")
+        until = None if options.dedup_window is None else now + timedelta(seconds=options.dedup_window)
+        await connection.execute(_SQL["lock_key"], key[0], "dedup", key[1], start.run_id, until, now)
+        await connection.execute(_SQL["take_dedup_key"], *key, start.run_id, until, now)
+        holder = await connection.fetchval(_SQL["holder"], *key)
+        if holder != start.run_id:
+            start.run_id = holder
+            return "accepted"
+    else:
+        key = (start.agent_name, f"{start.workflow}\n{options.debounce_key}")
+        begin_at = now + timedelta(seconds=options.debounce)
+        last = now + timedelta(seconds=options.debounce_max)
+        await connection.execute(_SQL["lock_key"], key[0], "debounce", key[1], start.run_id, last, now)
+        waiting = await connection.fetchval(_SQL["debounce_holder"], *key)
+        (task,) = await vault_of(connection).put(connection, [(start.task, task_spot(waiting))])
+        holder = await connection.fetchval(_SQL["debounce"], *key, task, start.task_hash, begin_at)
+        if holder is not None:
+            start.run_id = holder
+            return "accepted"
+        await connection.execute(_SQL["hold_debounce_key"], *key, start.run_id, last)
+        start.options = options.at(min(begin_at, last))
+    if not await insert_starts(connection, [start]):
+        [there] = await connection.fetch(_RUNS["accepted_before"], [start.run_id])
+        if there["task_hash"] != start.task_hash:
+            raise Conflict(f"there is a run {start.run_id!r} with another task, agent or session", run_id=start.run_id)
+        return str(there["status"])
     return "waiting" if start.options is not None and start.options.begin_at is not None else "pending"
 
 

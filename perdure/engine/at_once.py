@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 Columns: TypeAlias = tuple[Any, ...]
 """The last parameters of such a statement: what `journal_row` takes after the run's id."""
-NO_ROW: Final[Columns] = (None,) * 11
+NO_ROW: Final[Columns] = (None,) * 12
 """The same for a statement that writes no row."""
 Statement: TypeAlias = Callable[[PooledConnection, Columns], Awaitable[str | None]]
 """Does the work and writes the row, in one statement; the row's result, or None when it wrote no row."""
@@ -41,10 +41,10 @@ def possible(execution: Execution) -> bool:
 
 
 def columns_of(row: JournalRow, epoch: int) -> Columns:
-    """The columns of `row`, the result last."""
+    """The columns of `row`, the result and the input last."""
     return (
         epoch, row.seq, row.path, row.kind, row.name, row.hash, row.attempt, row.config_revision,
-        row.started_at.timestamp(), row.finished_at.timestamp(), row.result,
+        row.started_at.timestamp(), row.finished_at.timestamp(), row.result, row.input,
     )  # fmt: skip
 
 

@@ -10,7 +10,7 @@ from decimal import Decimal
 from enum import Enum
 from hashlib import blake2b
 from pathlib import PurePath
-from typing import Any
+from typing import Any, Final
 from uuid import UUID
 
 import orjson
@@ -19,6 +19,7 @@ from pydantic import BaseModel, TypeAdapter
 _OPTIONS = orjson.OPT_PASSTHROUGH_SUBCLASS | orjson.OPT_NON_STR_KEYS
 _HASH_OPTIONS = orjson.OPT_SORT_KEYS | orjson.OPT_NON_STR_KEYS | orjson.OPT_PASSTHROUGH_SUBCLASS
 _SCALARS = (str, int, bool, type(None))
+SHOWN_ARGUMENTS: Final = 2048  # bytes of a step's arguments that are kept to be looked at
 
 
 def _portable(value: Any) -> Any:
@@ -173,6 +174,18 @@ def identity(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> str:
     except (TypeError, UnicodeError):
         text = repr(_canonical((name, args, kwargs))).encode("utf-8", "backslashreplace")
     return blake2b(text, digest_size=12).hexdigest()
+
+
+def shown_arguments(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> str | None:
+    """What a step was called with, as JSON text for people; its size alone when that is long, None for nothing."""
+    if not args and not kwargs:
+        return None
+    said = {"args": args} if not kwargs else {"args": args, "kwargs": kwargs} if args else {"kwargs": kwargs}
+    try:
+        text = orjson.dumps(said, default=_hashable, option=_HASH_OPTIONS)
+    except (TypeError, UnicodeError):  # nobody needs it but to look at
+        return None
+    return text.decode() if len(text) <= SHOWN_ARGUMENTS else f'{{"bytes":{len(text)}}}'
 
 
 def _canonical(value: Any, depth: int = 0) -> Any:

@@ -9,7 +9,7 @@ from perdure.engine.accepting import insert_starts, said
 from perdure.engine.entries import Entry, Place
 from perdure.engine.points import reach
 from perdure.engine.rows import JournalRow, Start
-from perdure.engine.stored import error_spot, output_spot, result_spot, step_error_spot, task_spot
+from perdure.engine.stored import error_spot, input_spot, output_spot, result_spot, step_error_spot, task_spot
 from perdure.store.postgres import Kept, Pool, PooledConnection
 from perdure.store.queries import load_queries
 from perdure.store.vault import Value, vault_of
@@ -64,6 +64,7 @@ async def write_rows(connection: PooledConnection, entries: Sequence[Entry]) -> 
     held = sorted(set(places))
     fences = {place: number for number, place in enumerate(held, start=1)}
     results, errors = await _stored_rows(connection, places, rows)
+    inputs = _inputs(connection, places, rows)
     records = await connection.fetch(
         _SQL["flush"],
         _lines([run_id for run_id, _ in held]),
@@ -78,6 +79,7 @@ async def write_rows(connection: PooledConnection, entries: Sequence[Entry]) -> 
         _numbers([round(row.started_at.timestamp() * 1_000_000) for row in rows]),
         _numbers([round(row.finished_at.timestamp() * 1_000_000) for row in rows]),
         *(_NOTHING_MORE if all(map(_plain, rows)) else _more(rows, errors)),
+        inputs,
     )
     if len(records) == len(held):
         return set(held)
@@ -141,6 +143,18 @@ async def _stored_rows(
         wanted.append((row.error, step_error_spot(run_id, row.seq, row.path)))
     stored = await vault.put(connection, wanted)
     return stored[::2], stored[1::2]
+
+
+def _inputs(connection: PooledConnection, places: Sequence[Place], rows: Sequence[JournalRow]) -> str:
+    """The column of what steps were called with; "" when that says nothing."""
+    texts = [row.input or "" for row in rows]
+    vault = vault_of(connection)
+    if not vault.plain(texts):
+        texts = [
+            vault.seal(text, input_spot(run_id, row.seq, row.path)) if text else ""
+            for text, (run_id, _), row in zip(texts, places, rows, strict=True)
+        ]
+    return _lines(texts) if any(texts) else ""
 
 
 async def _stored_moves(

@@ -11,7 +11,7 @@ from datetime import datetime
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar, cast
 
 from perdure.engine.at_once import NO_ROW, Columns, Statement, possible, write_at_once
-from perdure.engine.codec import identity
+from perdure.engine.codec import identity, shown_arguments
 from perdure.engine.rows import JournalRow
 from perdure.engine.steps import TransactionCall
 from perdure.store.postgres import Connection, PooledConnection, keeps_session
@@ -52,6 +52,7 @@ class CommittedStep(TransactionCall):
                 return text
 
             row = self.row("ok", text, attempt=self._attempt, started_at=started)
+            row.input = shown_arguments(self._args, self._kwargs)
             await write_at_once(self, row, statement)
             return row
 
@@ -80,6 +81,7 @@ class ShortTransaction(TransactionCall):
     async def _run(self, kwargs: dict[str, Any]) -> Any:
         if possible(self.execution):
             row = self.row("ok", attempt=self._attempt)
+            row.input = shown_arguments(self._args, self._kwargs)
             if await write_at_once(self, row, self._statement):
                 return row
         return await super()._run(kwargs)

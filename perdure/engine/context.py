@@ -5,27 +5,23 @@ from __future__ import annotations
 import random as random_module
 import uuid as uuid_module
 from collections.abc import Awaitable, Callable, Coroutine, Mapping
-from dataclasses import dataclass
 from datetime import datetime, timedelta
 from hashlib import blake2b
 from typing import TYPE_CHECKING, Any, TypeVar, overload
 
-from perdure import subjects
-from perdure.engine.codec import encode, identity, short_hash
+from perdure.engine.codec import encode, identity
+from perdure.engine.context_children import ChildContext
 from perdure.engine.context_parallel import ParallelContext
 from perdure.engine.definition import StepInjected
 from perdure.engine.failure import too_large
 from perdure.engine.points import reach
 from perdure.engine.retry import Retry
 from perdure.engine.rows import JournalRow
-from perdure.engine.runs import new_start
-from perdure.engine.start_options import start_options
 from perdure.engine.steps import StepCall, TransactionCall
 from perdure.engine.undo import Undo
 from perdure.engine.values import Now, Random, Uuid
 from perdure.engine.waits import (
     AdoptCall,
-    ChildCall,
     RecordCall,
     SignalCall,
     SleepCall,
@@ -44,15 +40,7 @@ T = TypeVar("T")
 Duration = float | int | timedelta
 
 
-@dataclass(frozen=True, slots=True)
-class ChildRun:
-    """A run that was started and is not waited for."""
-
-    run_id: str
-    agent: str
-
-
-class Context(ParallelContext, StepInjected):
+class Context(ChildContext, ParallelContext, StepInjected):
     """What a workflow may do that outlives its process.
 
     Everything that is awaited here is journaled: after a crash the code runs again from its beginning, and what has an
@@ -236,122 +224,10 @@ class Context(ParallelContext, StepInjected):
         execution = self._execution
         return SignalCall(execution, execution.branch(), name, identity(name, (wait,), {}), wait)
 
-    # -- other runs ---------------------------------------------------------------------------------------------------
-
-    def call(
-        self,
-        agent: str,
-        task: Any,
-        *,
-        workflow: str = "run",
-        run_id: str | None = None,
-        timeout: Duration | None = None,
-        session_id: str | None = None,
-        queue: str | None = None,
-        priority: int = 0,
-        fair_key: str | None = None,
-        delay: Duration | None = None,
-        start_at: datetime | None = None,
-    ) -> Awaitable[Any]:
-        """Run another agent as a durable child and return its output.
-
-        It stands in `queue` (with a `priority` or a `fair_key`: in its agent's own) and begins after `delay` or at
-        `start_at`, as `Client.start` says. The same `run_id` again is the same run. Raises
-        `RunFailed(run_id, status, error)` when it ends otherwise, `Conflict` when `run_id` exists with another task,
-        and `TimeoutError` after `timeout`, upon which the child is asked to end.
-        """
-        execution = self._execution
-        branch = execution.branch()
-        wait = None if timeout is None else seconds_of(timeout, what=f"timeout of call to {agent!r}")
-        target = subjects.agent_name(agent)
-        if session_id is not None and (target, session_id) == (self.agent_name, self.session_id):
-            raise WorkflowMisuse(
-                f"this run is a turn of session {session_id!r}, and waits here for a later turn of its own session, "
-                "which begins when this one has ended. Leave out session_id, or use ctx.start."
-            )
-        placed: dict[str, Any] = {
-            "queue": queue,
-            "priority": priority,
-            "fair_key": fair_key,
-            "delay": delay,
-            "start_at": start_at,
-        }
-        options = start_options(now=execution.host.clock.now(), **placed)
-        digest = identity(target, (task, workflow, run_id, session_id), _said(placed))
-        call = ChildCall(
-            execution,
-            branch,
-            target,
-            digest,
-            new_start(
-                self._child_id(run_id, branch.prefix, branch.taken + 1),
-                target,
-                task,
-                workflow=workflow,
-                session_id=session_id,
-                parent=(self.run_id, ""),
-                options=options,
-            ),
-            wait,
-        )
-        call.start.parent_path = call.path
-        call.start.trace = execution.trace.header if execution.trace is not None else None
-        self._refuse_large(f"the task of {target}", call.start.task)
-        return call
-
-    def start(
-        self,
-        agent: str,
-        task: Any,
-        *,
-        workflow: str = "run",
-        run_id: str | None = None,
-        session_id: str | None = None,
-        queue: str | None = None,
-        priority: int = 0,
-        fair_key: str | None = None,
-        delay: Duration | None = None,
-        start_at: datetime | None = None,
-    ) -> Awaitable[ChildRun]:
-        """Start a durable child and go on; the child's id is known at once. The options are those of `call`."""
-        execution = self._execution
-        branch = execution.branch()
-        target = subjects.agent_name(agent)
-        child = self._child_id(run_id, branch.prefix, branch.taken + 1)
-        placed: dict[str, Any] = {
-            "queue": queue,
-            "priority": priority,
-            "fair_key": fair_key,
-            "delay": delay,
-            "start_at": start_at,
-        }
-        options = start_options(now=execution.host.clock.now(), **placed)
-        start = new_start(child, target, task, workflow=workflow, session_id=session_id, options=options)
-        start.trace = execution.trace.header if execution.trace is not None else None
-        self._refuse_large(f"the task of {target}", start.task)
-        digest = identity(target, (task, workflow, run_id, session_id), _said(placed))
-        said = encode({"run_id": child, "agent": target}, what="child")
-        return RecordCall(
-            execution,
-            branch,
-            "start",
-            target,
-            digest,
-            result=said,
-            start=start,
-            change=lambda value: ChildRun(value["run_id"], value["agent"]),
-        )
-
     def _refuse_large(self, what: str, text: str) -> None:
         refused = too_large(what, text, self._execution.host.settings.max_payload)
         if refused is not None:
             raise refused
-
-    def _child_id(self, wanted: str | None, prefix: str, position: int) -> str:
-        if wanted is not None:
-            return subjects.run_id(wanted)
-        run = self._execution.run
-        return f"{run.run_id[:80]}-{short_hash(run.run_id, str(run.base_seq), f'{prefix}{position}')}"
 
     # -- configuration ------------------------------------------------------------------------------------------------
 
@@ -451,16 +327,3 @@ class Context(ParallelContext, StepInjected):
         text = encode(task, what="the new task")
         self._refuse_large("the new task", text)
         raise RunContinued(text)
-
-
-def _said(options: Mapping[str, Any]) -> dict[str, Any]:
-    """The options that were given, as they count for a call's identity: without any it is what it always was."""
-    return {
-        key: value.isoformat()
-        if isinstance(value, datetime)
-        else seconds_of(value, what=key)
-        if key == "delay"
-        else value
-        for key, value in options.items()
-        if value is not None and (key, value) != ("priority", 0)
-    }

@@ -70,6 +70,15 @@ SCHEDULER: Final[Mapping[str, str]] = {
 }
 """What happens in the process of a scheduler."""
 
+RETENTION: Final[Mapping[str, str]] = {
+    "retention.forgotten": "runs of a shelf that is due are deleted, and the deletion is not committed",
+    "retention.moved": "the others have moved to another shelf, and the move is not committed",
+    "retention.page": "a page of a shelf that is due is committed, and the next one not begun",
+    "retention.emptied": "no run refers to a shelf any more, and it is still there",
+    "retention.dropped": "a shelf is dropped",
+}
+"""What happens in the process of a scheduler once a minute at most."""
+
 _hooks: list[Hook] = []
 
 

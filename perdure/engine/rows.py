@@ -37,6 +37,7 @@ class JournalRow:
     started_at: datetime
     finished_at: datetime
     epoch: int = 0  # under which it was written, of rows that were read
+    input: str | None = None  # what a step was called with, for people: JSON text, which no replay reads
 
 
 @dataclass(slots=True)
@@ -128,7 +129,7 @@ def claimed(agent_name: str, record: asyncpg.Record) -> ClaimedRun:
     )
 
 
-_JOURNAL_FIELDS: Final = len(fields(JournalRow))
+_JOURNAL_FIELDS: Final = len(fields(JournalRow)) - 1  # `input` is not read
 
 
 def journaled(record: asyncpg.Record) -> JournalRow:

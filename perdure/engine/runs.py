@@ -18,7 +18,7 @@ from perdure.engine.points import reach
 from perdure.engine.room import STEP_BYTES, Room
 from perdure.engine.rows import TERMINAL, Move, Start
 from perdure.engine.start_options import StartOptions
-from perdure.engine.stored import OUTCOME, WHOLE, open_columns, readable, signal_spot, step_spots
+from perdure.engine.stored import OUTCOME, WHOLE, open_columns, readable, shown_spots, signal_spot, step_spots
 from perdure.errors import Conflict, InvalidRequest, NotFound
 from perdure.store.postgres import Connection, Kept, Pool
 from perdure.store.queries import load_queries
@@ -142,8 +142,8 @@ async def get(
         reply["steps"] = []
         rows = await pool.fetch(_SQL["steps"], run_id, after, limit)
         for row in rows:
-            (opened,) = await open_columns(pool, [row], step_spots(run_id), space)
-            whole = readable(opened, "result", "error")
+            (opened,) = await open_columns(pool, [row], shown_spots(run_id), space)
+            whole = readable(opened, "result", "error", "input")
             if reply["steps"] and not space.has(STEP_BYTES, whole["result"], whole["error"]):
                 reply["more"] = True
                 break
@@ -213,18 +213,22 @@ def _step(record: Mapping[str, Any], room: Room) -> dict[str, Any]:
         "path": record["path"],
         "kind": record["kind"],
         "name": record["name"],
+        "input": decode(record["input"]),
         "status": "retrying" if record["kind"] == "retry" else names[record["outcome"]],
         "result": None,
         "error": None,
         "attempt": record["attempt"],
         "epoch": record["epoch"],
+        "process_id": record["process_id"],
         "config_revision": record["config_revision"],
         "started_at": _time(record["started_at"]),
         "finished_at": _time(record["finished_at"]),
     }
-    room.take(STEP_BYTES)
+    room.take(STEP_BYTES + len(record["input"] or ""))
     room.fill(step, "result", record["result"])
     room.fill(step, "error", record["error"])
+    if isinstance(step["result"], dict) and "input_tokens" in step["result"]:
+        step["tokens"] = {side: step["result"].get(f"{side}_tokens") for side in ("input", "output")}
     return step
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
-from typing import Any, Final
+from typing import Any, Final, TypedDict
 
 from perdure import subjects
 
@@ -50,6 +50,24 @@ class StartOptions:
         return replace(self, begin_at=moment)
 
 
+class ChildOptions(TypedDict, total=False):
+    """What `ctx.call` and `ctx.start` take beside the task: see `StartOptions`."""
+
+    queue: str | None
+    priority: int
+    fair_key: str | None
+    delay: float | timedelta | None
+    start_at: datetime | None
+    dedup_key: str | None
+    dedup_window: float | timedelta | None
+    debounce_key: str | None
+    debounce: float | timedelta | None
+    debounce_max: float | timedelta | None
+
+
+SPANS: Final = frozenset({"delay", "dedup_window", "debounce", "debounce_max"})  # options that last so long
+
+
 def start_options(
     *,
     now: datetime,
@@ -58,6 +76,7 @@ def start_options(
     fair_key: str | None = None,
     delay: float | timedelta | None = None,
     start_at: datetime | None = None,
+    **keys: Any,
 ) -> StartOptions | None:
     """Options as a workflow says them, None when they say nothing. `TypeError`, `ValueError`: naming the field."""
     if delay is not None and start_at is not None:
@@ -70,10 +89,67 @@ def start_options(
         raise TypeError(f"priority must be a whole number, not {type(priority).__name__}")
     if abs(priority) > MOST_URGENT:
         raise ValueError(f"priority must be from -{MOST_URGENT} to {MOST_URGENT}, not {priority}")
-    if fair_key is not None and not 0 < len(_text(fair_key, "fair_key")) <= 256:
-        raise ValueError("fair_key must have 1 to 256 characters")
-    options = StartOptions(queue, priority, fair_key, _moment(now, delay, start_at))
+    options = StartOptions(queue, priority, _name(fair_key, "fair_key"), _moment(now, delay, start_at))
+    if keys:
+        options = _keyed(options, later=delay is not None or start_at is not None, **keys)
     return None if options == StartOptions() else options
+
+
+def _keyed(
+    options: StartOptions,
+    *,
+    later: bool,
+    dedup_key: str | None = None,
+    dedup_window: float | timedelta | None = None,
+    debounce_key: str | None = None,
+    debounce: float | timedelta | None = None,
+    debounce_max: float | timedelta | None = None,
+) -> StartOptions:
+    if dedup_key is not None and debounce_key is not None:
+        raise ValueError("give dedup_key or debounce_key, not both")
+    for field, value, needed, key in (
+        ("dedup_window", dedup_window, "dedup_key", dedup_key),
+        ("debounce", debounce, "debounce_key", debounce_key),
+        ("debounce_max", debounce_max, "debounce_key", debounce_key),
+    ):
+        if value is not None and key is None:
+            raise ValueError(f"{field} needs a {needed}")
+    if debounce_key is None:
+        return replace(
+            options, dedup_key=_name(dedup_key, "dedup_key"), dedup_window=_span(dedup_window, "dedup_window")
+        )
+    if later:
+        raise ValueError("leave out delay and start_at: debounce says when it begins")
+    pause = _span(debounce, "debounce")
+    if pause is None:
+        raise ValueError("debounce_key needs debounce, in seconds")
+    longest = _span(debounce_max, "debounce_max") or pause * DEBOUNCE_ROUNDS
+    if longest < pause:
+        raise ValueError("debounce_max must be at least debounce")
+    name = _name(debounce_key, "debounce_key")
+    return replace(options, debounce_key=name, debounce=pause, debounce_max=longest)
+
+
+def _name(value: Any, what: str) -> str | None:
+    if value is not None and not 0 < len(_text(value, what)) <= 256:
+        raise ValueError(f"{what} must have 1 to 256 characters")
+    return None if value is None else str(value)
+
+
+def _span(value: Any, what: str) -> float | None:
+    if value is None:
+        return None
+    seconds = _seconds(value, what)
+    if not 0 < seconds <= LONGEST:
+        raise ValueError(f"{what} must be more than 0 and at most {LONGEST:g} seconds, not {seconds}")
+    return seconds
+
+
+def _seconds(value: Any, what: str) -> float:
+    seconds = value.total_seconds() if isinstance(value, timedelta) else value
+    if isinstance(seconds, bool) or not isinstance(seconds, int | float):
+        raise TypeError(f"{what} must be seconds or a timedelta, not {type(value).__name__}")
+    return float(seconds)
 
 
 def _moment(now: datetime, delay: Any, start_at: Any) -> datetime | None:
@@ -83,9 +159,7 @@ def _moment(now: datetime, delay: Any, start_at: Any) -> datetime | None:
         return start_at.astimezone(UTC) if start_at > now else None
     if delay is None:
         return None
-    seconds = delay.total_seconds() if isinstance(delay, timedelta) else delay
-    if isinstance(seconds, bool) or not isinstance(seconds, int | float):
-        raise TypeError(f"delay must be seconds or a timedelta, not {type(delay).__name__}")
+    seconds = _seconds(delay, "delay")
     if not 0 <= seconds <= LONGEST:
         raise ValueError(f"delay must be from 0 to {LONGEST:g} seconds, not {seconds}")
     return now + timedelta(seconds=seconds) if seconds else None

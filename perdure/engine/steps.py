@@ -14,7 +14,7 @@ import structlog
 from perdure.engine.at_once import Fenced
 from perdure.engine.branch import current, step_of
 from perdure.engine.calls import Call
-from perdure.engine.codec import decode, encode
+from perdure.engine.codec import decode, encode, shown_arguments
 from perdure.engine.commits import write_rows
 from perdure.engine.definition import StepFunction, StepInjected, step_function
 from perdure.engine.entries import Entry
@@ -220,11 +220,15 @@ class StepCall(Call[Any]):
             self._untravelable(error, attempt, started)
             return
         reach("step.before_commit", self.execution.run_id, self.name)
-        self.write(self.row("ok", text, attempt=attempt, started_at=started))
+        self._end(self.row("ok", text, attempt=attempt, started_at=started))
+
+    def _end(self, row: JournalRow) -> None:
+        row.input = shown_arguments(self._args, self._kwargs)
+        self.write(row)
 
     def _untravelable(self, error: Untravelable, attempt: int, started: datetime) -> None:
         said = {**describe(error), "type": "TypeError", "untravelable": True}
-        self.write(self.row("error", error=encode(said, what="error"), attempt=attempt, started_at=started))
+        self._end(self.row("error", error=encode(said, what="error"), attempt=attempt, started_at=started))
 
     def _failed(self, error: BaseException, attempt: int, started: datetime) -> None:
         reach("step.failed", self.execution.run_id, self.name)
@@ -237,10 +241,10 @@ class StepCall(Call[Any]):
         pause = self._retry.pause(attempt, error, elapsed=lambda: self._since_first(started))
         self.execution.host.step_failed(self, error, attempt, pause)
         if pause is None:
-            self.write(self.row("error", error=text, attempt=attempt, started_at=started))
+            self._end(self.row("error", error=text, attempt=attempt, started_at=started))
         else:
             due = self.execution.host.clock.now() + timedelta(seconds=pause)
-            self.write(self.row("error", error=text, attempt=attempt, due_at=due, kind="retry", started_at=started))
+            self._end(self.row("error", error=text, attempt=attempt, due_at=due, kind="retry", started_at=started))
 
     def _since_first(self, started: datetime) -> float:
         return (self.execution.host.clock.now() - (self._first_try or started)).total_seconds()
@@ -331,6 +335,7 @@ class TransactionCall(StepCall):
                         text = await work(connection)
                         execution.busy += 1
                         row = self.row("ok", text, attempt=self._attempt, started_at=started)
+                        row.input = shown_arguments(self._args, self._kwargs)
                         reach("step.before_commit", execution.run_id, self.name)
                         # A patch marker that is not committed yet goes along: a replay of this row must find it.
                         patches = [Entry(execution, row=patch) for patch in execution.unwritten_patches.values()]

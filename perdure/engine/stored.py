@@ -54,6 +54,11 @@ def step_error_spot(run_id: str, seq: int, path: str) -> Spot:
     return Spot("step_error", run_id, f"{seq}/{path}")
 
 
+def input_spot(run_id: str, seq: int, path: str) -> Spot:
+    """What a step was called with, in its journal row."""
+    return Spot("input", run_id, f"{seq}/{path}")
+
+
 def signal_spot(run_id: str, name: str) -> Spot:
     """The payload of a signal."""
     return Spot("signal", run_id, name)
@@ -85,6 +90,11 @@ def step_spots(run_id: str) -> Spots:
         "result": lambda row: result_spot(run_id, row["seq"], row["path"]),
         "error": lambda row: step_error_spot(run_id, row["seq"], row["path"]),
     }
+
+
+def shown_spots(run_id: str) -> Spots:
+    """The same, with what steps were called with, which people see and no replay reads."""
+    return {**step_spots(run_id), "input": lambda row: input_spot(run_id, row["seq"], row["path"])}
 
 
 def unreadable(error: Unreadable) -> dict[str, str]:

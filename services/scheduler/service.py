@@ -24,6 +24,7 @@ from services.scheduler.payloads import Cleaner, Payloads
 from services.scheduler.queues import Queues
 from services.scheduler.reaper import Reaper
 from services.scheduler.requests import RunRequests
+from services.scheduler.retention import Retention
 from services.scheduler.schedule_requests import ScheduleRequests
 from services.scheduler.schedules import Ticker
 from services.scheduler.sessions import SessionRequests
@@ -67,6 +68,7 @@ class Scheduler(Service):
         self.spawn(reaper.run, name="reaper")
         self.spawn(Cleaner(self.pool).run, name="payloads")
         self.spawn(queues.run, name="queues")
+        self.spawn(Retention(self.pool, self.settings).run, name="retention")
         callbacks = Callbacks(self.pool, self.nats, self.settings)
         self.spawn(callbacks.run, name="callbacks")
         self.spawn(Ticker(self.pool, self.nats, self._clock).run, name="schedules")

@@ -137,6 +137,15 @@ async def test_a_waiting_run_is_signalled_and_another_cancelled(platform, perdur
     await eventually(lambda: has_status(platform, "one", "completed"))
     code, out, _ = await perdure("runs", "show", "one", "-o", "json")
     assert orjson.loads(out)["output"] == {"by": "eva"}
+    for run_id in ("three", "four"):
+        await perdure("run", "clerk", "wait", "--detach", "--run-id", run_id)
+        await eventually(lambda run_id=run_id: has_status(platform, run_id, "waiting"))
+    code, _, err = await perdure("runs", "signal", "stamped", '"all"', "--agent", "clerk", "-s", "waiting", "--yes")
+    assert (code, "signalled: 2 of 2" in err) == (0, True)
+    for run_id in ("three", "four"):
+        await eventually(lambda run_id=run_id: has_status(platform, run_id, "completed"))
+    code, _, err = await perdure("runs", "signal", "stamped")
+    assert (code, "RUN_ID NAME [PAYLOAD]" in err) == (2, True)
     await perdure("run", "clerk", "wait", "--detach", "--run-id", "two", "-o", "json")
     code, out, _ = await perdure("runs", "cancel", "two", "--reason", "no more", "-o", "json")
     assert code == 0

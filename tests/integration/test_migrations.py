@@ -134,3 +134,63 @@ def test_psql_can_run_each_migration_of_the_project(shared_postgres: PostgresSer
             subprocess.run([*psql, "-1", "-f", str(path), shared_postgres.url_of(name)], check=True)
     finally:
         subprocess.run([*psql, "-c", f"DROP DATABASE {name}", shared_postgres.url_of("postgres")], check=True)
+
+
+# -- what a migration does to a database that is in use ----------------------------------------------------------------
+
+RETENTION = "0043_retention.sql"
+PROCESS = (
+    "INSERT INTO processes (process_id, agent_name, instance_id, lock_key, postmaster_started, lease_until)"
+    " VALUES ('p', 'mailer', 'i', 7, pg_postmaster_start_time(), now() + interval '1 hour')"
+)
+
+
+async def before_retention(empty: Settings, folder: Path) -> None:
+    """A database as it was before its journal had shelves."""
+    for file in (platform_root() / "migrations").glob("*.sql"):
+        if file.name < RETENTION:
+            (folder / file.name).write_bytes(file.read_bytes())
+    await migrate(empty, folder=folder)
+
+
+async def test_agents_of_before_are_told_to_stop_before_the_journal_changes(empty: Settings, tmp_path: Path):
+    await before_retention(empty, tmp_path)
+    agent = await asyncpg.connect(empty.database_url)
+    try:
+        await agent.execute(PROCESS)
+        assert await agent.fetchval("SELECT pg_try_advisory_lock(1346719297, 7)")
+        with pytest.raises(SetupError, match=r"mailer \(p\)\. Stop them and migrate again"):
+            await migrate(empty)
+        assert RETENTION in await check(empty), "and nothing is changed"
+        assert await agent.fetchval("SELECT count(*) FROM journal") == 0
+    finally:
+        await agent.close()
+    await migrate(empty)  # its lock is gone with it, though its lease is not over
+    with pytest.raises(asyncpg.UndefinedTableError):  # an agent of before cannot start on this database
+        await rows(empty, "SELECT nextval('process_lock_keys')")
+
+
+async def test_runs_of_before_keep_their_journals_and_are_kept_for_ever(empty: Settings, tmp_path: Path):
+    await before_retention(empty, tmp_path)
+    await rows(
+        empty,
+        "INSERT INTO runs (run_id, agent_name, task, task_hash, status, epoch, finished_at)"
+        " VALUES ('old', 'a', '1', 'h', 'completed', 1, now() - interval '400 days')",
+    )
+    await rows(
+        empty,
+        "INSERT INTO journal (run_id, seq, path, kind, name, hash, outcome, epoch, started_at, finished_at)"
+        " VALUES ('old', 1, '1', 'step', 's', 'h', 'ok', 1, now(), now())",
+    )
+    before = await rows(empty, "SELECT run_id, seq, name FROM journal")
+    assert RETENTION in await migrate(empty)
+    assert await rows(empty, "SELECT run_id, seq, name FROM journal") == before
+    assert await rows(empty, "SELECT run_id, name, process FROM run_steps") == [("old", "s", None)]
+    assert await rows(empty, "SELECT retention_days('a'), shelf_for('a')") == [(0, 0)]
+    with pytest.raises(asyncpg.UniqueViolationError):
+        await rows(empty, "INSERT INTO journal SELECT * FROM journal")
+
+
+async def test_a_new_database_keeps_runs_for_ninety_days(empty: Settings):
+    await migrate(empty)
+    assert await rows(empty, "SELECT retention_days('a')") == [(90,)]

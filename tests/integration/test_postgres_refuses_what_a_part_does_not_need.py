@@ -261,3 +261,18 @@ async def test_every_table_is_somebodys(pool: Pool):
 def test_an_agent_whose_name_makes_no_role_is_told():
     with pytest.raises(ValueError, match="too long a name"):
         role_of("a" * 60)
+
+
+async def test_the_scheduler_makes_and_drops_shelves_of_the_journal_and_no_other_tables(secured, pool):
+    await pool.execute(
+        "UPDATE journal_shelves SET begins_at = begins_at - interval '9 years', ends_at = ends_at - interval '9 years'"
+    )
+    gone, *_ = [record["shelf"] for record in await pool.fetch("SELECT shelf FROM journal_shelves ORDER BY shelf")]
+    retention = load_queries("retention.sql")
+    async with as_role(secured, GREETER) as agent:
+        with pytest.raises(asyncpg.InsufficientPrivilegeError):
+            await agent.fetchval(retention["drop_shelf"], gone)
+    async with as_role(secured, "scheduler") as scheduler:
+        assert {tuple(record) for record in await scheduler.fetch(retention["make_shelves"])} == {(True,)}
+        assert await scheduler.fetchval(retention["drop_shelf"], gone)
+    assert await pool.fetchval("SELECT to_regclass('journal_' || $1::integer)", gone) is None

@@ -91,7 +91,10 @@ async def test_tables_of_a_newer_release_do_not_trouble_processes_that_run(
         before = await platform.start_run("clerk", "before", run_id="before")
         await waiting(platform, before)
         # What a migration before the roll-out of code may do: add what has a default, or may be missing.
-        tables = await pool.fetch("SELECT tablename FROM pg_tables WHERE schemaname = 'public'")
+        tables = await pool.fetch(
+            "SELECT relname AS tablename FROM pg_class"
+            " WHERE relkind IN ('r', 'p') AND NOT relispartition AND relnamespace = 'public'::regnamespace"
+        )
         for table in (row["tablename"] for row in tables):
             if table != "schema_migrations":
                 await pool.execute(f"ALTER TABLE \"{table}\" ADD COLUMN of_tomorrow text DEFAULT 'x'")

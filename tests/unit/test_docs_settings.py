@@ -13,7 +13,7 @@ from pydantic_core import PydanticUndefined
 from perdure.agent.settings import AgentSettings
 from perdure.client.types import TERMINAL_EVENTS
 from perdure.config.keys import DurableAgentSettings
-from perdure.engine.points import AGENT, SCHEDULER
+from perdure.engine.points import AGENT, RETENTION, SCHEDULER
 from perdure.errors import API_ERRORS, RunFailed
 from perdure.llm.providers import PROVIDERS
 from perdure.observe.catalogue import CATALOGUE
@@ -95,7 +95,7 @@ def test_the_reference_of_events_lists_every_end():
 
 def test_the_points_at_which_a_crash_may_strike_are_listed():
     listed = rows((REFERENCE / "crash-points.md").read_text())
-    assert [tuple(row) for row in listed] == [*AGENT.items(), *SCHEDULER.items()]
+    assert [tuple(row) for row in listed] == [*AGENT.items(), *SCHEDULER.items(), *RETENTION.items()]
 
 
 def test_the_reference_of_metrics_lists_every_one_with_its_labels():

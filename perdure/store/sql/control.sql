@@ -9,7 +9,7 @@ SELECT agent_name, session_id FROM runs WHERE run_id = $1 FOR NO KEY UPDATE
 -- one is woken for it. At once ends what has not begun, what cannot go on, and what nobody could tidy up: no process
 -- runs its workflow, and it has registered nothing to be undone.
 WITH target AS (
-  SELECT run_id, agent_name, status, process_id, epoch, workflow, cancel_reason
+  SELECT run_id, agent_name, status, process_id, epoch, workflow, cancel_reason, shelf
   FROM runs WHERE run_id = $1 FOR NO KEY UPDATE
 ), place AS (
   SELECT *, CASE
@@ -18,13 +18,15 @@ WITH target AS (
     WHEN epoch > 0 AND status IN ('pending', 'waiting', 'paused') AND (
       EXISTS (SELECT 1 FROM processes AS p WHERE p.agent_name = target.agent_name AND p.state = 'live'
                 AND p.lease_until > clock_timestamp() AND target.workflow = ANY(p.workflows))
-      OR EXISTS (SELECT 1 FROM journal AS j WHERE j.run_id = target.run_id AND j.kind = 'on_failure')) THEN 'woken'
+      OR EXISTS (SELECT 1 FROM journal AS j WHERE j.run_id = target.run_id AND j.shelf = target.shelf
+                   AND j.kind = 'on_failure')) THEN 'woken'
     ELSE 'ended' END AS way
   FROM target
 ), ended AS (
   UPDATE runs SET status = 'cancelled', epoch = runs.epoch + 1, cancel_reason = $2, wake_at = NULL, process_id = NULL,
          finished_at = now(), untold = TRUE, error = $3::json,
-         end_seq = 1 + COALESCE((SELECT max(seq) FROM journal WHERE journal.run_id = runs.run_id), 0)
+         end_seq = 1 + GREATEST(runs.base_seq, COALESCE((
+           SELECT max(seq) FROM journal WHERE journal.run_id = runs.run_id AND journal.shelf = runs.shelf), 0))
   FROM place WHERE runs.run_id = place.run_id AND place.way = 'ended'
   RETURNING runs.run_id, runs.end_seq
 ), told AS (
@@ -46,8 +48,8 @@ WITH target AS (
   UPDATE runs SET status = 'cancelled', epoch = runs.epoch + 1, cancel_reason = COALESCE(runs.cancel_reason, $2),
          wake_at = NULL, process_id = NULL, finished_at = now(), untold = TRUE,
          error = $3::json,
-         end_seq = 1 + GREATEST(runs.seq_floor,
-                                COALESCE((SELECT max(seq) FROM journal WHERE journal.run_id = runs.run_id), 0))
+         end_seq = 1 + GREATEST(runs.seq_floor, runs.base_seq, COALESCE((
+           SELECT max(seq) FROM journal WHERE journal.run_id = runs.run_id AND journal.shelf = runs.shelf), 0))
   FROM target
   WHERE runs.run_id = target.run_id AND target.status NOT IN ('completed', 'failed', 'cancelled', 'dead')
   RETURNING runs.run_id, runs.end_seq
@@ -58,9 +60,10 @@ FROM target LEFT JOIN ended USING (run_id)
 
 -- name: not_undone
 -- What a run has registered to be undone and has not undone, the newest first.
-SELECT u.name FROM journal AS u JOIN runs ON runs.run_id = u.run_id
-WHERE u.run_id = $1 AND u.seq > runs.base_seq AND u.kind = 'on_failure' AND NOT EXISTS (
-  SELECT 1 FROM journal AS done WHERE done.run_id = u.run_id AND done.kind = 'undo' AND done.outcome = 'ok'
+SELECT u.name FROM runs JOIN journal AS u ON u.run_id = runs.run_id AND u.shelf = runs.shelf
+WHERE runs.run_id = $1 AND u.seq > runs.base_seq AND u.kind = 'on_failure' AND NOT EXISTS (
+  SELECT 1 FROM journal AS done
+  WHERE done.run_id = u.run_id AND done.shelf = u.shelf AND done.kind = 'undo' AND done.outcome = 'ok'
     AND done.seq > runs.base_seq AND done.path = 'undo:' || u.path)
 ORDER BY u.seq DESC
 
@@ -73,7 +76,8 @@ SELECT cancel_reason IS NOT NULL FROM runs WHERE run_id = $1
 -- name: pause
 -- A run that nobody holds stops at once; a running one is asked to, through its process.
 WITH target AS (
-  SELECT run_id, agent_name, status, process_id, end_seq, cancel_reason FROM runs WHERE run_id = $1 FOR NO KEY UPDATE
+  SELECT run_id, agent_name, status, process_id, end_seq, cancel_reason, shelf, base_seq
+  FROM runs WHERE run_id = $1 FOR NO KEY UPDATE
 ), place AS (
   SELECT *, CASE
     WHEN cancel_reason IS NOT NULL THEN NULL
@@ -86,7 +90,8 @@ WITH target AS (
   FROM place WHERE runs.run_id = place.run_id AND place.way IN ('paused', 'asked')
 )
 SELECT agent_name, status, process_id, way, cancel_reason IS NOT NULL AS ending,
-       (SELECT COALESCE(max(seq), 0) FROM journal WHERE journal.run_id = place.run_id) AS last_seq
+       GREATEST(base_seq, (SELECT COALESCE(max(seq), 0) FROM journal
+                           WHERE journal.run_id = place.run_id AND journal.shelf = place.shelf)) AS last_seq
 FROM place
 
 -- name: resume
@@ -97,7 +102,8 @@ FROM place
 WITH target AS (
   SELECT run_id, agent_name, status, pause_asked FROM runs WHERE run_id = $1 FOR NO KEY UPDATE
 ), last AS (
-  SELECT path, kind, outcome FROM journal WHERE run_id = $1 ORDER BY seq DESC LIMIT 1
+  SELECT path, kind, outcome, shelf FROM journal
+  WHERE run_id = $1 AND shelf = (SELECT shelf FROM runs WHERE run_id = $1) ORDER BY seq DESC LIMIT 1
 ), stopped AS (
   UPDATE runs SET attempts = 0, error = NULL, dispatched_at = now(), pause_asked = FALSE,
          status = CASE WHEN runs.epoch = 0 AND runs.wake_at > now() THEN 'waiting' ELSE 'pending' END  -- put off
@@ -120,7 +126,7 @@ WITH target AS (
 ), taken_back AS (
   DELETE FROM journal USING ended, last
   WHERE last.outcome = 'error' AND last.kind IN ('step', 'transaction', 'undo')
-    AND journal.run_id = ended.run_id AND journal.path = last.path
+    AND journal.run_id = ended.run_id AND journal.shelf = last.shelf AND journal.path = last.path
 )
 SELECT target.agent_name, target.status,
        EXISTS (SELECT 1 FROM stopped) OR EXISTS (SELECT 1 FROM ended) AS woken,
@@ -145,22 +151,24 @@ WITH source AS (
   SELECT * FROM runs WHERE run_id = $1
 ), made AS (
   INSERT INTO runs (run_id, agent_name, workflow, version, session_id, task, task_hash, config_revision, config_hash,
-                    epoch, base_seq, started_at, origin_run_id, origin_kind, queue_name, priority, fair_key)
+                    epoch, base_seq, started_at, origin_run_id, origin_kind, queue_name, priority, fair_key, shelf)
   SELECT $2, agent_name, workflow, version, session_id, task, task_hash, config_revision, config_hash, 1, base_seq,
-         started_at, run_id, 'fork', queue_name, priority, fair_key
+         started_at, run_id, 'fork', queue_name, priority, fair_key, shelf_for(agent_name)
   FROM source
   ON CONFLICT (run_id) DO NOTHING
-  RETURNING run_id, agent_name, base_seq
+  RETURNING run_id, agent_name, base_seq, shelf
 ), copied AS (
   INSERT INTO journal (run_id, seq, path, kind, name, hash, outcome, result, error, attempt, due_at, epoch,
-                       config_revision, started_at, finished_at)
+                       config_revision, started_at, finished_at, process_id, input, shelf)
   SELECT made.run_id, j.seq, j.path, j.kind, j.name, j.hash, j.outcome, j.result, j.error, j.attempt, j.due_at, 0,
-         j.config_revision, j.started_at, j.finished_at
+         j.config_revision, j.started_at, j.finished_at, j.process_id,
+         CASE WHEN NOT starts_with(j.input::text, '{"$perdure"') THEN j.input END, made.shelf
   FROM journal AS j, made
-  WHERE j.run_id = $1 AND j.seq < $3 AND j.seq > made.base_seq AND NOT (
+  WHERE j.run_id = $1 AND j.shelf = (SELECT shelf FROM source) AND j.seq < $3 AND j.seq > made.base_seq AND NOT (
     j.kind = 'call' AND j.outcome = 'open' AND NOT EXISTS (
       SELECT 1 FROM journal AS answer
-      WHERE answer.run_id = j.run_id AND answer.path = j.path AND answer.seq > j.seq AND answer.seq < $3))
+      WHERE answer.run_id = j.run_id AND answer.shelf = j.shelf AND answer.path = j.path AND answer.seq > j.seq
+        AND answer.seq < $3))
   RETURNING seq
 )
 SELECT made.run_id, made.agent_name, (SELECT count(*) FROM copied) AS rows_copied FROM made
@@ -171,7 +179,8 @@ SELECT origin_run_id, origin_kind FROM runs WHERE run_id = $1
 -- name: step_seq
 -- A bare number is a seq rather than a path.
 SELECT seq FROM journal
-WHERE run_id = $1 AND (path = $2 OR name = $2 OR seq::text = $2) AND kind NOT IN ('retry', 'config', 'patch')
+WHERE run_id = $1 AND shelf = (SELECT shelf FROM runs WHERE run_id = $1)
+  AND (path = $2 OR name = $2 OR seq::text = $2) AND kind NOT IN ('retry', 'config', 'patch')
 ORDER BY name = $2 DESC, seq::text = $2 DESC, seq LIMIT 1
 
 -- name: matching

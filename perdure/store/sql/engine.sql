@@ -18,7 +18,7 @@ FROM (
 WHERE runs.run_id = waiting.run_id
 
 -- name: next_lock_key
-SELECT nextval('process_lock_keys')::integer
+SELECT nextval('process_locks')::integer
 
 -- name: take_lock
 SELECT pg_try_advisory_lock(1346719297, $1::integer)
@@ -40,7 +40,8 @@ UPDATE processes SET state = 'gone' WHERE process_id = $1
 -- name: claim
 -- Raises the epoch: from this commit on no earlier holder's row is accepted. Attempts count the claims since the last
 -- journal row (`requeue_lost` and `release` set them back); a claim of a draining or lost process finds nothing.
--- The first claim of a life gives the run its version: the newest that the process offers of its workflow.
+-- The first claim of a life gives the run its version: the newest that the process offers of its workflow; the first of
+-- all gives it its shelf.
 -- Runs of a queue are not for this claim (see queues.sql), nor is any of an agent whose own queue has limits. A run that
 -- is suspected of taking its processes with it (two were lost, and it wrote no row) is claimed by itself: with $10.
 WITH holder AS (
@@ -67,7 +68,8 @@ UPDATE runs SET
   waiting_children = NULL, started_at = COALESCE(runs.started_at, now()),
   config_hash = COALESCE(runs.config_hash, $4), config_revision = COALESCE(runs.config_revision, $5),
   version = wanted.version, source_hash = COALESCE(runs.source_hash, wanted.source_hash),
-  attempts = runs.attempts + 1, dispatches = 0
+  attempts = runs.attempts + 1, dispatches = 0,
+  shelf = CASE WHEN runs.epoch = 0 THEN (SELECT shelf_for($3)) ELSE runs.shelf END
 FROM wanted WHERE runs.run_id = wanted.run_id
 RETURNING runs.run_id, runs.epoch, runs.workflow, runs.version, runs.session_id, runs.parent_run_id, runs.trace,
           runs.task, runs.attempts, runs.config_revision, runs.config_hash, runs.cancel_reason, runs.started_at,
@@ -112,9 +114,11 @@ WHERE r.run_id = ANY($1::text[]) AND r.status = 'pending'
 -- fields of `JournalRow`, in their order.
 SELECT j.*, wanted.run_id
 FROM unnest($1::text[], $2::bigint[]) AS wanted (run_id, base_seq) CROSS JOIN LATERAL (
+  SELECT shelf FROM runs WHERE runs.run_id = wanted.run_id OFFSET 0
+) AS place CROSS JOIN LATERAL (
   SELECT seq, path, kind, name, hash, outcome, result, error, attempt, due_at, signal_seq, config_revision,
          started_at, finished_at, epoch
-  FROM journal WHERE journal.run_id = wanted.run_id AND seq > wanted.base_seq
+  FROM journal WHERE journal.run_id = wanted.run_id AND journal.shelf = place.shelf AND seq > wanted.base_seq
   ORDER BY seq OFFSET 0
 ) AS j
 ORDER BY wanted.run_id, j.seq
@@ -130,31 +134,32 @@ ON CONFLICT (agent_name, hash) DO NOTHING
 -- One commit for whatever all runs of a process have to say. `held` is the fence: it locks the runs whose epoch is
 -- still the writer's, one after the other as they are given (sorted), and nothing is written for the others. A row names
 -- its fence by its place in the list, from 1: one process may hold the rows of two lives of a run. A repeat after a lost
--- answer finds its own rows.
+-- answer finds its own rows: (run_id, seq) is the key of each shelf, and the run's row, as it is locked, says which it is.
 -- A column travels as one text, its values in lines: that is what the writer can put together quickest. An empty line of
 -- results is NULL. Times are microseconds since 1970. The columns from `kind` on may be left empty: then every row is a
 -- step that went well at its first attempt, which is what most are, and the shorter list is padded with NULL.
 WITH held AS (
-  SELECT r.run_id, r.epoch, fence.place
+  SELECT r.run_id, r.epoch, r.shelf, r.process_id, fence.place
   FROM unnest(string_to_array($1, E'\n'), $2::text::bigint[]) WITH ORDINALITY AS fence (run_id, epoch, place)
   CROSS JOIN LATERAL (
-    SELECT run_id, epoch FROM runs
+    SELECT run_id, epoch, shelf, process_id FROM runs
     WHERE run_id = fence.run_id AND epoch = fence.epoch AND status IS NOT DISTINCT FROM 'running' FOR NO KEY UPDATE
   ) AS r
 ), written AS (
   INSERT INTO journal (run_id, seq, path, kind, name, hash, outcome, result, error, attempt, due_at, signal_seq,
-                       config_revision, started_at, finished_at, epoch)
+                       config_revision, started_at, finished_at, epoch, shelf, process_id, input)
   SELECT held.run_id, seq, path, COALESCE(kind, 'step'), name, COALESCE(hash, ''), COALESCE(outcome, 'ok'),
          result::json, error::json, COALESCE(attempt, 1), due_at, signal_seq, config_revision,
-         to_timestamp(started::float8 / 1000000), to_timestamp(finished::float8 / 1000000), held.epoch
+         to_timestamp(started::float8 / 1000000), to_timestamp(finished::float8 / 1000000), held.epoch, held.shelf,
+         held.process_id, input.arguments::json
   FROM unnest($3::text::integer[], $4::text::bigint[], string_to_array($5, E'\n'), string_to_array($6, E'\n'),
               string_to_array($7, E'\n'), string_to_array($8, E'\n', ''), $9::text::bigint[], $10::text::bigint[],
               $11::text::bigint[], $12::text[], $13::text[], $14::text[], $15::integer[], $16::timestamptz[],
-              $17::bigint[])
+              $17::bigint[], string_to_array($18, E'\n', ''))
     AS input (place, seq, path, name, hash, result, config_revision, started, finished,
-              kind, outcome, error, attempt, due_at, signal_seq)
+              kind, outcome, error, attempt, due_at, signal_seq, arguments)
   JOIN held ON held.place = input.place
-  ON CONFLICT (run_id, seq) DO NOTHING
+  ON CONFLICT DO NOTHING
 )
 SELECT run_id, epoch FROM held
 
@@ -205,11 +210,6 @@ WITH input AS (
 )
 SELECT run_id, epoch, joined, status FROM moved
 
--- name: forget_journal
--- After `continue_as_new` the run's earlier rows make room; replay does not read them any more.
-DELETE FROM journal USING unnest($1::text[], $2::bigint[]) AS done (run_id, seq)
-WHERE journal.run_id = done.run_id AND journal.seq <= done.seq
-
 -- name: moved_before
 -- After a lost answer: whether the first try was there before the second looked (its commit may have come after the
 -- second's snapshot was taken).
@@ -238,7 +238,8 @@ FROM (
   WHERE r.run_id = ANY($1::text[]) AND CASE r.status
     WHEN 'waiting' THEN
       (r.cancel_reason IS NOT NULL AND NOT EXISTS (  -- a run that has heard of it may wait while it tidies up
-        SELECT 1 FROM journal AS j WHERE j.run_id = r.run_id AND j.seq > r.base_seq AND j.kind = 'cancel'))
+        SELECT 1 FROM journal AS j
+        WHERE j.run_id = r.run_id AND j.shelf = r.shelf AND j.seq > r.base_seq AND j.kind = 'cancel'))
       OR EXISTS (SELECT 1 FROM signals AS s
                  WHERE s.run_id = r.run_id AND NOT s.consumed AND s.name = ANY(r.waiting_signals))
       OR EXISTS (SELECT 1 FROM runs AS c WHERE c.run_id = ANY(r.waiting_children) AND c.finished_at IS NOT NULL)
@@ -296,12 +297,12 @@ UPDATE runs SET status = CASE WHEN runs.pause_asked THEN 'paused' ELSE 'pending'
        attempts = mine.attempts, process_id = NULL, dispatched_at = now()
 FROM (
   SELECT r.run_id, CASE WHEN r.epoch = (
-      SELECT j.epoch FROM journal AS j WHERE j.run_id = r.run_id ORDER BY j.seq DESC LIMIT 1)
+      SELECT j.epoch FROM journal AS j WHERE j.run_id = r.run_id AND j.shelf = r.shelf ORDER BY j.seq DESC LIMIT 1)
     THEN 0 ELSE GREATEST(r.attempts - 1, 0) END AS attempts
   FROM (
     SELECT * FROM unnest($1::text[], $2::bigint[]) AS t (run_id, epoch) ORDER BY run_id COLLATE "C"
   ) AS fence CROSS JOIN LATERAL (
-    SELECT run_id, epoch, attempts FROM runs
+    SELECT run_id, epoch, attempts, shelf FROM runs
     WHERE run_id = fence.run_id AND epoch = fence.epoch AND status IS NOT DISTINCT FROM 'running' FOR NO KEY UPDATE
   ) AS r
 ) AS mine
@@ -341,12 +342,13 @@ UPDATE runs SET
   epoch = runs.epoch + 1, process_id = NULL, dispatched_at = now(), attempts = held.attempts,
   finished_at = CASE WHEN held.attempts >= $2 THEN now() END, untold = held.attempts >= $2,
   end_seq = CASE WHEN held.attempts >= $2
-    THEN 1 + COALESCE((SELECT max(seq) FROM journal WHERE journal.run_id = runs.run_id), 0) END,
+    THEN 1 + GREATEST(runs.base_seq, COALESCE((
+      SELECT max(seq) FROM journal WHERE journal.run_id = runs.run_id AND journal.shelf = runs.shelf), 0)) END,
   error = CASE WHEN held.attempts >= $2 THEN json_build_object('type', 'LostProcess', 'message',
     format('its process was lost %s times in a row without a new journal row', held.attempts)) END
 FROM (
   SELECT r.run_id, CASE WHEN r.epoch = (
-      SELECT j.epoch FROM journal AS j WHERE j.run_id = r.run_id ORDER BY j.seq DESC LIMIT 1)
+      SELECT j.epoch FROM journal AS j WHERE j.run_id = r.run_id AND j.shelf = r.shelf ORDER BY j.seq DESC LIMIT 1)
     THEN 0 ELSE r.attempts END AS attempts
   FROM runs AS r WHERE r.process_id = $1 AND r.status = 'running'
   ORDER BY r.run_id LIMIT $3 FOR NO KEY UPDATE
@@ -403,10 +405,13 @@ ORDER BY r.agent_name, r.session_id, r.turn
 SELECT 1 FROM runs WHERE run_id = $1 FOR NO KEY UPDATE
 
 -- name: has_row
-SELECT EXISTS (SELECT 1 FROM journal WHERE run_id = $1 AND seq = $2 AND epoch = $3)
+SELECT EXISTS (
+  SELECT 1 FROM journal
+  WHERE run_id = $1 AND shelf = (SELECT shelf FROM runs WHERE run_id = $1) AND seq = $2 AND epoch = $3)
 
 -- name: row_result
-SELECT result FROM journal WHERE run_id = $1 AND seq = $2 AND epoch = $3
+SELECT result FROM journal
+WHERE run_id = $1 AND shelf = (SELECT shelf FROM runs WHERE run_id = $1) AND seq = $2 AND epoch = $3
 
 -- name: held
 SELECT run_id, epoch FROM runs WHERE process_id = $1 AND status = 'running'

@@ -25,7 +25,8 @@ WHERE run_id = $1 AND left(task::text, CASE WHEN $2 THEN 20 ELSE 11 END)
   = left('{"$perdure":"sealed"', CASE WHEN $2 THEN 20 ELSE 11 END)
 UNION ALL
 SELECT seq, path, result, error FROM journal
-WHERE run_id = $1 AND left('{"$perdure":"sealed"', CASE WHEN $2 THEN 20 ELSE 11 END)
+WHERE run_id = $1 AND shelf = (SELECT shelf FROM runs WHERE run_id = $1)
+  AND left('{"$perdure":"sealed"', CASE WHEN $2 THEN 20 ELSE 11 END)
   IN (left(result::text, CASE WHEN $2 THEN 20 ELSE 11 END), left(error::text, CASE WHEN $2 THEN 20 ELSE 11 END))
 
 -- name: replace_task
@@ -34,7 +35,7 @@ UPDATE runs SET task = $2::json WHERE run_id = $1
 -- name: replace_rows
 UPDATE journal AS j SET result = t.result::json, error = t.error::json
 FROM unnest($2::bigint[], $3::text[], $4::text[]) AS t (seq, result, error)
-WHERE j.run_id = $1 AND j.seq = t.seq
+WHERE j.run_id = $1 AND j.shelf = (SELECT shelf FROM runs WHERE run_id = $1) AND j.seq = t.seq
 
 -- name: drop_uses
 -- A page of uses ($1, $2: after which; $3: how many): those of runs that are gone go. A use is there shortly before its

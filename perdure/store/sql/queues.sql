@@ -112,7 +112,8 @@ WITH holder AS (
     waiting_children = NULL, started_at = COALESCE(runs.started_at, statement_timestamp()),
     config_hash = COALESCE(runs.config_hash, $5), config_revision = COALESCE(runs.config_revision, $6),
     version = wanted.version, source_hash = COALESCE(runs.source_hash, wanted.source_hash),
-    attempts = runs.attempts + 1, dispatches = 0
+    attempts = runs.attempts + 1, dispatches = 0,
+    shelf = CASE WHEN runs.epoch = 0 THEN (SELECT shelf_for($3)) ELSE runs.shelf END
   FROM wanted WHERE runs.run_id = wanted.run_id
   RETURNING wanted.nth, wanted.begun, runs.run_id, runs.epoch, runs.workflow, runs.version, runs.session_id,
             runs.parent_run_id, runs.trace, runs.task, runs.attempts, runs.config_revision, runs.config_hash,

@@ -52,8 +52,10 @@ GROUP BY r.run_id
 SELECT run_id, agent_name, status, output, error, waiting_signals, finished_at FROM runs WHERE run_id = ANY($1::text[])
 
 -- name: steps
-SELECT seq, path, kind, name, outcome, result, error, attempt, due_at, epoch, config_revision, started_at, finished_at
-FROM journal WHERE run_id = $1 AND seq > $2 ORDER BY seq LIMIT $3
+SELECT seq, path, kind, name, outcome, input, result, error, attempt, due_at, epoch, process_id, config_revision,
+       started_at, finished_at
+FROM journal WHERE run_id = $1 AND shelf = (SELECT shelf FROM runs WHERE run_id = $1) AND seq > $2
+ORDER BY seq LIMIT $3
 
 -- name: recorded_run
 SELECT run_id, agent_name, workflow, version, source_hash, session_id, parent_run_id, task, status, attempts, output,
@@ -64,7 +66,8 @@ FROM runs WHERE run_id = $1
 -- The rows that a replay of the run would read, a page at a time.
 SELECT seq, path, kind, name, hash, outcome, result, error, attempt, due_at, signal_seq, config_revision, started_at,
        finished_at
-FROM journal WHERE run_id = $1 AND seq > $2 ORDER BY seq LIMIT $3
+FROM journal WHERE run_id = $1 AND shelf = (SELECT shelf FROM runs WHERE run_id = $1) AND seq > $2
+ORDER BY seq LIMIT $3
 
 -- name: list
 SELECT turn, run_id, agent_name, workflow, session_id, parent_run_id, status, queue_name, priority, attempts, error, created_at, started_at,
@@ -128,8 +131,9 @@ WITH RECURSIVE down AS (
     UNION ALL
     SELECT c.run_id, c.origin_kind FROM runs AS c WHERE c.origin_run_id = down.run_id AND c.parent_run_id IS NULL
     UNION ALL
-    SELECT (j.result ->> 'run_id') COLLATE "C", 'started' FROM journal AS j
-    WHERE j.run_id = down.run_id AND j.kind = 'start' AND j.outcome = 'ok'
+    SELECT (j.result ->> 'run_id') COLLATE "C", 'started' FROM runs AS p JOIN journal AS j
+      ON j.run_id = p.run_id AND j.shelf = p.shelf
+    WHERE p.run_id = down.run_id AND j.kind = 'start' AND j.outcome = 'ok'
   ) AS below
   WHERE down.depth < 32
 )

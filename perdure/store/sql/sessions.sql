@@ -3,7 +3,7 @@
 
 -- name: open_turn
 -- The row is locked until the commit. Another run's turn that is still open keeps the session. With nothing in the
--- background the messages $4 are appended at once, with the row $5 to $14 if there is one, whose result is `row`; else
+-- background the messages $4 are appended at once, with the row $5 to $15 if there is one, whose result is `row`; else
 -- results of it come first, in statements of their own.
 WITH background AS (
   SELECT EXISTS (SELECT FROM session_results WHERE agent_name = $1 AND session_id = $2 AND seq IS NULL) AS waits
@@ -35,7 +35,7 @@ WITH background AS (
 SELECT turn.*, CASE WHEN turn.appended AND $6::bigint IS NOT NULL THEN
   journal_row($3, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, json_build_object(
     'first', first_seq, 'upto', next_seq - 1, 'tokens', tokens, 'cost', cost, 'summary_upto', summary_upto,
-    'summary', CASE WHEN summary_upto >= first_seq THEN summary END, 'born', born))
+    'summary', CASE WHEN summary_upto >= first_seq THEN summary END, 'born', born), $15::json)
   END AS row
 FROM turn
 
@@ -46,7 +46,8 @@ SELECT p.call_id, p.run_id, p.tool, p.arguments, p.status, p.result, p.progress,
        j.due_at AS last_due
 FROM session_results p LEFT JOIN runs r ON r.run_id = p.run_id
 LEFT JOIN LATERAL (
-  SELECT kind, name, attempt, due_at FROM journal WHERE journal.run_id = p.run_id ORDER BY seq DESC LIMIT 1
+  SELECT kind, name, attempt, due_at FROM journal
+  WHERE journal.run_id = p.run_id AND journal.shelf = r.shelf ORDER BY seq DESC LIMIT 1
 ) j ON TRUE
 WHERE p.agent_name = $1 AND p.session_id = $2 AND p.seq IS NULL
 ORDER BY p.finished_at NULLS LAST, p.created_at, p.call_id
@@ -58,7 +59,7 @@ WHERE agent_name = $1 AND session_id = $2 AND call_id = ANY ($4::text[])
 
 -- name: append_messages
 -- Appends for the run that holds the turn ($3), or takes up a turn that nobody holds (a run that was resumed).
--- $5 closes the turn; $6 to $8 is what the messages cost; $9 to $19 is the step's row, if there is one. Returns the
+-- $5 closes the turn; $6 to $8 is what the messages cost; $9 to $20 is the step's row, if there is one. Returns the
 -- first seq, or no row for another's turn.
 WITH taken AS (
   UPDATE sessions SET next_seq = next_seq + cardinality($4::text[]), updated_at = now(),
@@ -73,7 +74,7 @@ WITH taken AS (
   FROM taken, unnest($4::text[]) WITH ORDINALITY AS m (message, at)
 )
 SELECT first, CASE WHEN $10::bigint IS NOT NULL THEN
-  journal_row($3, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19::json) END AS row
+  journal_row($3, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19::json, $20::json) END AS row
 FROM taken
 
 -- name: read_messages

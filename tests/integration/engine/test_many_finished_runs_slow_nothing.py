@@ -24,7 +24,7 @@ HOT: dict[str, tuple[str, tuple[Any, ...]]] = {
     "history": (ENGINE["history"], (IDS, [0, 0, 0])),
     "flush": (
         ENGINE["flush"],
-        ("open-1", "{1}", "{1}", "{9}", "1", "s", "h", "1", "{0}", "{0}", "{0}", [], [], [], [], [], []),
+        ("open-1", "{1}", "{1}", "{9}", "1", "s", "h", "1", "{0}", "{0}", "{0}", [], [], [], [], [], [], ""),
     ),
     "move": (ENGINE["move"], (IDS[:1], [1], ["completed"], ["1"], [None], [None], [None], [None], [9], [None], [None])),
     "release": (ENGINE["release"], (IDS, [1, 1, 1])),
@@ -51,7 +51,7 @@ HOT: dict[str, tuple[str, tuple[Any, ...]]] = {
     "untold_ends": (ENDS["untold_ends"], (NOW, 1000)),
     "doubt_ends": (ENDS["doubt_ends"], ("p", JUST_NOW)),
 }  # fmt: skip
-BIG = {"runs", "journal", "signals", "callbacks"}
+BIG = {"runs", "journal_0", "journal_1", "journal_2", "signals", "callbacks"}
 
 
 @pytest.fixture
@@ -61,14 +61,14 @@ async def full(pool):
         " workflows, versions) VALUES ('p', 'a', 'p', 1, now(), now() + interval '1 hour', '{run}', '{\"\"}')"
     )
     await pool.execute(
-        "INSERT INTO runs (run_id, agent_name, task, task_hash, status, epoch, process_id, end_seq, started_at,"
-        " finished_at) SELECT 'done-' || n, 'a', '1', 'h', 'completed', 1, 'p', 3, now() - n * interval '1 second',"
-        " now() - n * interval '1 second' FROM generate_series(1, $1::integer) AS n",
+        "INSERT INTO runs (shelf, run_id, agent_name, task, task_hash, status, epoch, process_id, end_seq, started_at,"
+        " finished_at) SELECT n % 3, 'done-' || n, 'a', '1', 'h', 'completed', 1, 'p', 3,"
+        " now() - n * interval '1 second', now() - n * interval '1 second' FROM generate_series(1, $1::integer) AS n",
         FINISHED,
     )
     await pool.execute(
-        "INSERT INTO journal (run_id, seq, path, kind, name, hash, outcome, epoch, started_at, finished_at)"
-        " SELECT 'done-' || n, 1, '1', 'step', 's', 'h', 'ok', 1, now(), now()"
+        "INSERT INTO journal (shelf, run_id, seq, path, kind, name, hash, outcome, epoch, started_at, finished_at)"
+        " SELECT n % 3, 'done-' || n, 1, '1', 'step', 's', 'h', 'ok', 1, now(), now()"
         " FROM generate_series(1, $1::integer) AS n",
         FINISHED,
     )

@@ -49,7 +49,7 @@ HOT = {
     "release": (["waiting-1"], [1]),
     "requeue_lost": ("p", 10, 1000),
 }
-LARGE = {"runs", "journal", "signals"}
+LARGE = {"runs", "journal_0", "signals"}
 
 
 class Many(BaseAgent):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -10,12 +11,37 @@ import pytest
 from perdure import Client
 from perdure.agent.base import BaseAgent
 from perdure.engine import Context, Retry, workflow
-from perdure.errors import InvalidRequest, NotFound
+from perdure.errors import InvalidRequest, NotFound, StepFailed
 from tests.docs import ROOT, blocks
 from tests.engine_support import until
 from tests.platform import in_process
 
 SQL = [block.text for block in blocks(ROOT / "docs" / "how-to" / "look-inside.md") if block.language == "sql"]
+
+
+class Shown(BaseAgent):
+    name = "shown"
+
+    @workflow
+    async def run(self, ctx: Context, task: dict) -> Any:
+        await ctx.step("plain", self.work)
+        await ctx.step("called", self.work, 1, {"who": "Eva"}, hint="soon")
+        await ctx.step("odd", self.work, object(), "ü\n")
+        await ctx.step("long", self.work, "x" * 5000)
+        await ctx.transaction("sql", self.sql, 7)
+        with contextlib.suppress(StepFailed):
+            await ctx.step("fails", self.fails, "a", retry=Retry(max_attempts=1))
+        return await ctx.step("asks", self.asks)
+
+    async def work(self, *given: Any, **named: Any) -> None: ...
+
+    async def sql(self, connection: Any, number: int) -> None: ...
+
+    async def fails(self, said: str) -> None:
+        raise ValueError(said)
+
+    async def asks(self) -> dict[str, int]:
+        return {"input_tokens": 12, "output_tokens": 3}
 
 
 class Family(BaseAgent):
@@ -81,6 +107,28 @@ async def test_the_tree_of_a_run_is_the_same_from_each_of_its_runs(family, setti
 async def test_a_run_that_was_only_started_is_in_the_tree_of_who_started_it(family):
     tree = await family.request("run.tree", {"run_id": "top"})
     assert ("started", "top", "started") in {(r["run_id"], r["above"], r["relation"]) for r in tree["runs"]}
+
+
+async def test_a_step_shows_what_it_was_called_with_and_who_ran_it(settings, nc, pool):
+    async with in_process(settings, nc, Shown) as platform:
+        await platform.ask("shown", {}, run_id="r")
+        run = await platform.run("r")
+        shown = {step["name"]: step for step in run["steps"] if step["kind"] in ("step", "transaction")}
+        assert {name: step["input"] for name, step in shown.items()} == {
+            "plain": None,
+            "called": {"args": [1, {"who": "Eva"}], "kwargs": {"hint": "soon"}},
+            "odd": {"args": ["<builtins.object>", "ü\n"]},
+            "long": {"bytes": 5013},
+            "sql": {"args": [7]},
+            "fails": {"args": ["a"]},
+            "asks": None,
+        }
+        (process,) = {step["process_id"] for step in shown.values()}
+        assert process == await pool.fetchval("SELECT process_id FROM processes")
+        assert shown["asks"]["tokens"] == {"input": 12, "output": 3}
+        assert "tokens" not in shown["called"]
+        by_sql = await pool.fetchrow("SELECT input::text, process FROM run_steps WHERE name = 'sql'")
+        assert tuple(by_sql) == ('{"args":[7]}', process)
 
 
 async def test_lists_are_filtered_and_come_in_pages(family, settings):

@@ -2,15 +2,18 @@ from __future__ import annotations
 
 import asyncio
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
 import pytest
 
+from perdure.agent.base import BaseAgent
+from perdure.engine import Context, points, workflow
 from perdure.errors import Conflict
 from services.scheduler.queues import Queues
 from services.scheduler.service import Scheduler
 from services.scheduler.sweeper import Sweeper
 from tests.agents.queued import INSIDE_TABLE, Queued
-from tests.engine_support import until
+from tests.engine_support import signal, until
 from tests.platform import in_process
 from tests.queue_support import open_gate
 
@@ -136,3 +139,79 @@ async def test_keys_that_nobody_needs_are_forgotten(settings, nc, pool):
         assert await platform.start_run("queued", {}, dedup_key="held") == held
         await open_gate(pool)
         await until(platform, held, "completed")
+
+
+class Keyed(BaseAgent):
+    """Starts runs of its own under keys."""
+
+    name = "keyed"
+
+    @workflow
+    async def run(self, ctx: Context, task: Any) -> Any:
+        child = await ctx.start("keyed", task["n"], workflow="echo", **task["options"])
+        await ctx.step("after", self.after)
+        return child.run_id
+
+    @workflow
+    async def calls(self, ctx: Context, task: Any) -> Any:
+        return await ctx.gather(
+            ctx.call("keyed", task["n"], workflow="waits", dedup_key="c"),
+            ctx.call("keyed", task["n"] + 1, workflow="waits", dedup_key="c", timeout=3600),
+        )
+
+    @workflow
+    async def echo(self, ctx: Context, task: Any) -> Any:
+        return task
+
+    @workflow
+    async def waits(self, ctx: Context, task: Any) -> Any:
+        return [task, await ctx.wait_signal("go")]
+
+    async def after(self) -> None: ...
+
+
+async def test_a_workflow_starts_under_a_key_as_any_other_caller_does(settings, nc, pool):
+    async with in_process(settings, nc, Keyed) as platform:
+        held = await platform.start_run("keyed", 0, workflow="waits", dedup_key="k")
+        first = {"n": 1, "options": {"dedup_key": "k"}}
+        assert (await platform.ask("keyed", first))["output"] != held, "a key is of a workflow"
+        options = {"debounce_key": "d", "debounce": 60, "debounce_max": 3600}
+        [once] = {(await platform.ask("keyed", {"n": n, "options": options}))["output"] for n in range(3)}
+        run = await platform.run(once)
+        assert (run["status"], run["task"]) == ("waiting", 2)
+        free = (await platform.ask("keyed", {"n": 5, "options": {"dedup_key": "free", "priority": 3}}))["output"]
+        assert (await until(platform, free, "completed"))["output"] == 5
+
+
+async def test_a_workflow_waits_for_the_run_that_has_the_key_and_does_not_own_it(settings, nc, pool):
+    async with in_process(settings, nc, Keyed) as platform:
+        held = await platform.start_run("keyed", 0, workflow="waits", dedup_key="c")
+        for run_id in ("one", "two", "leaves"):
+            await platform.start_run("keyed", {"n": 7}, workflow="calls", run_id=run_id)
+            await until(platform, run_id, "waiting")
+        await platform.request("run.cancel", {"run_id": "leaves"})
+        await until(platform, "leaves", "cancelled")
+        assert (await platform.run(held))["status"] == "waiting", "it is nobody's child"
+        await signal(platform, held, "go", "now")
+        for run_id in ("one", "two"):
+            assert (await until(platform, run_id, "completed"))["output"] == [[0, "now"]] * 2
+    assert await pool.fetchval("SELECT count(*) FROM runs WHERE workflow = 'waits'") == 1
+
+
+async def test_a_key_that_a_workflow_takes_is_committed_with_its_row_or_not_at_all(settings, nc, pool):
+    struck: list[str] = []
+
+    def fail_once(point: str, run_id: str, _name: str) -> None:
+        if point == "transaction.written" and not struck:
+            struck.append(run_id)
+            raise RuntimeError("between the key and the commit")
+
+    async with in_process(settings, nc, Keyed) as platform:
+        remove = points.install(fail_once)
+        try:
+            run = await platform.ask("keyed", {"n": 1, "options": {"dedup_key": "k"}}, run_id="r")
+        finally:
+            remove()
+        assert struck == ["r"]
+        assert (await until(platform, run["output"], "completed"))["output"] == 1
+        assert await pool.fetchval("SELECT count(*) FROM runs WHERE workflow = 'echo'") == 1

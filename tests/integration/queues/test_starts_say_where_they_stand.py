@@ -58,6 +58,14 @@ async def test_a_workflow_says_it_of_its_children(settings, nc, pool):
         ({"delay": -1}, "delay"),
         ({"delay": "soon"}, "delay"),
         ({"start_at": "2030-01-01"}, "start_at"),
+        ({"dedup_key": 5}, "dedup_key"),
+        ({"dedup_window": 5}, "dedup_window needs a dedup_key"),
+        ({"dedup_key": "k", "dedup_window": 0}, "dedup_window"),
+        ({"dedup_key": "k", "debounce_key": "k", "debounce": 1}, "dedup_key or debounce_key"),
+        ({"debounce_key": "k"}, "debounce_key needs debounce"),
+        ({"debounce_key": "k", "debounce": 5, "debounce_max": 1}, "debounce_max"),
+        ({"debounce_key": "k", "debounce": 5, "delay": 1}, "delay"),
+        ({"dedup": "k"}, "dedup"),
     ],
 )
 async def test_what_makes_no_sense_fails_in_the_workflow_by_name(settings, nc, said, why):
