@@ -63,9 +63,10 @@ class JoinedCall(ChildCall):
     __slots__ = ()
 
     def ended(self, record: Any) -> None:
-        """The run that has the key has ended."""
+        """The run that has the key has ended; or it has not, and is seen for the first time."""
         self.start.task_hash = record["task_hash"]
-        super().ended(record)
+        if record["ended"]:
+            super().ended(record)
 
 
 async def _nothing() -> None: ...
