@@ -5,8 +5,8 @@
 --   journal_shelves     one row a partition of the journal: for which class of retention, and for runs that begin when
 --   runs.shelf          the partition in which the run's journal stands, given at its first claim
 --   journal             partitioned by shelf; shelf 0 is for ever, and for runs that began when their shelf was not there
---   journal.process_id  which process wrote the row
---   journal.input       the arguments of a step, as people see them; no replay reads them
+--   journal.process_id  which process wrote the rows of this epoch: it stands in the first of them
+--   journal.input       the arguments of a step as JSON, as people see them; no replay reads them
 --
 -- Ways through: the scheduler makes shelves ahead -> a run's first claim puts it on the shelf of its agent's class and of
 --   the day -> the shelf's time is over: its runs that have ended long enough ago are forgotten, the others move to the
@@ -49,14 +49,22 @@ ALTER TABLE journal RENAME TO journal_0;
 ALTER TABLE journal_0 RENAME CONSTRAINT journal_pkey TO journal_0_pkey;
 ALTER TABLE journal_0
   ADD COLUMN process_id text COLLATE "C",
-  ADD COLUMN input      json,
+  ADD COLUMN input      text,
   ADD COLUMN shelf      integer NOT NULL DEFAULT 0;
 CREATE TABLE journal (LIKE journal_0 INCLUDING DEFAULTS) PARTITION BY LIST (shelf);
 ALTER TABLE journal ATTACH PARTITION journal_0 FOR VALUES IN (0);
 
+-- Classes keep the number of partitions small, however many different settings there are.
+CREATE FUNCTION retention_class(days integer) RETURNS integer
+LANGUAGE sql IMMUTABLE AS $$
+  SELECT CASE WHEN $1 = 0 THEN 0 ELSE (
+    SELECT min(class) FROM unnest('{1,2,3,7,14,30,60,90,180,365,1095,3650,36500}'::integer[]) AS class WHERE class >= $1) END
+$$;
+
 CREATE TABLE retention (
   agent_name text COLLATE "C" PRIMARY KEY,
-  days       integer NOT NULL CHECK (days BETWEEN 0 AND 36500)
+  days       integer NOT NULL CHECK (days BETWEEN 0 AND 36500),
+  class      integer NOT NULL GENERATED ALWAYS AS (retention_class(days)) STORED
 );
 -- Where there are runs already, nobody has agreed to lose them.
 INSERT INTO retention (agent_name, days) SELECT '', CASE WHEN EXISTS (SELECT FROM runs) THEN 0 ELSE 90 END;
@@ -72,24 +80,20 @@ CREATE TABLE journal_shelves (
 -- What an agent's setting says now.
 CREATE FUNCTION retention_days(agent text) RETURNS integer
 LANGUAGE sql STABLE AS $$
-  SELECT r.days FROM retention AS r WHERE r.agent_name IN ($1, '*', '')
-  ORDER BY r.agent_name = $1 DESC, r.agent_name = '*' DESC LIMIT 1
+  SELECT r.days FROM retention AS r WHERE r.agent_name IN ($1, '*', '') ORDER BY r.agent_name DESC LIMIT 1
 $$;
 
--- Classes keep the number of partitions small, however many different settings there are.
-CREATE FUNCTION retention_class(days integer) RETURNS integer
-LANGUAGE sql IMMUTABLE AS $$
-  SELECT CASE WHEN $1 = 0 THEN 0 ELSE (
-    SELECT min(class) FROM unnest('{1,2,3,7,14,30,60,90,180,365,1095,3650,36500}'::integer[]) AS class WHERE class >= $1) END
-$$;
-
--- The shelf of a run of this agent that begins now.
+-- The shelf of a run of this agent that begins now. Asked at each claim, so its plans are kept.
 CREATE FUNCTION shelf_for(agent text) RETURNS integer
-LANGUAGE sql STABLE AS $$
-  SELECT COALESCE((
+LANGUAGE plpgsql STABLE AS $$
+BEGIN
+  RETURN COALESCE((
     SELECT s.shelf FROM journal_shelves AS s
-    WHERE s.keep_days = retention_class(retention_days($1)) AND s.begins_at <= now() AND s.ends_at > now()
-    ORDER BY s.begins_at DESC LIMIT 1), 0)
+    WHERE s.keep_days = (
+        SELECT r.class FROM retention AS r WHERE r.agent_name IN (agent, '*', '') ORDER BY r.agent_name DESC LIMIT 1)
+      AND s.begins_at <= now() AND s.ends_at > now()
+    ORDER BY s.begins_at DESC LIMIT 1), 0);
+END
 $$;
 
 -- Whether nobody needs a run that has ended any more: its end is told, and no parent is left that may ask for its outcome.
@@ -196,7 +200,7 @@ DROP FUNCTION journal_row(text, bigint, bigint, text, text, text, text, integer,
                           json);
 CREATE FUNCTION journal_row(
   of_run text, of_epoch bigint, of_seq bigint, at_path text, of_kind text, of_name text, of_hash text, of_attempt integer,
-  on_revision bigint, began double precision, ended double precision, outcome_is json, called_with json DEFAULT NULL
+  on_revision bigint, began double precision, ended double precision, outcome_is json, called_with text DEFAULT NULL
 ) RETURNS text LANGUAGE plpgsql AS $$
 DECLARE
   held record;
@@ -218,10 +222,14 @@ SELECT j.run_id, r.agent_name AS agent, r.workflow, j.seq, j.path, j.kind, j.nam
        CASE WHEN j.kind = 'retry' THEN 'retrying' ELSE
          CASE j.outcome WHEN 'ok' THEN 'completed' WHEN 'error' THEN 'failed' WHEN 'timeout' THEN 'timed_out'
                         ELSE 'waiting' END END AS status,
-       j.attempt, j.due_at, j.epoch, j.process_id AS process, j.config_revision, j.error ->> 'type' AS error_type,
+       j.attempt, j.due_at, j.epoch, first.process_id AS process, j.config_revision, j.error ->> 'type' AS error_type,
        j.error ->> 'message' AS error_message, j.input, j.result,
        CASE WHEN j.result ->> 'input_tokens' ~ '^\d{1,15}$' THEN (j.result ->> 'input_tokens')::bigint END AS input_tokens,
        CASE WHEN j.result ->> 'output_tokens' ~ '^\d{1,15}$' THEN (j.result ->> 'output_tokens')::bigint END AS output_tokens,
        j.started_at, j.finished_at,
        round(extract(epoch FROM j.finished_at - j.started_at)::numeric, 3) AS seconds
-FROM runs AS r JOIN journal AS j ON j.run_id = r.run_id AND j.shelf = r.shelf;
+FROM runs AS r JOIN journal AS j ON j.run_id = r.run_id AND j.shelf = r.shelf
+LEFT JOIN LATERAL (
+  SELECT f.process_id FROM journal AS f
+  WHERE f.run_id = j.run_id AND f.shelf = j.shelf AND f.epoch = j.epoch AND f.process_id IS NOT NULL
+  ORDER BY f.seq LIMIT 1) AS first ON TRUE;

@@ -59,7 +59,8 @@ async def commit_moves(pool: Pool | Kept, entries: Sequence[Entry], *, again: bo
 
 async def write_rows(connection: PooledConnection, entries: Sequence[Entry]) -> set[Place]:
     """Insert the rows of `entries` under their fences; the places that this process still holds."""
-    places = [entry.place for entry in entries if entry.row is not None]
+    entries = [entry for entry in entries if entry.row is not None]
+    places = [entry.place for entry in entries]
     rows = [entry.row for entry in entries if entry.row is not None]
     held = sorted(set(places))
     fences = {place: number for number, place in enumerate(held, start=1)}
@@ -80,6 +81,7 @@ async def write_rows(connection: PooledConnection, entries: Sequence[Entry]) -> 
         _numbers([round(row.finished_at.timestamp() * 1_000_000) for row in rows]),
         *(_NOTHING_MORE if all(map(_plain, rows)) else _more(rows, errors)),
         inputs,
+        _flags([entry.first for entry in entries]),
     )
     if len(records) == len(held):
         return set(held)
@@ -97,6 +99,11 @@ def _lines(texts: Sequence[str]) -> str:
 def _numbers(numbers: Sequence[int | None]) -> str:
     """A column of numbers, as `flush` takes it."""
     return "{" + ",".join(["NULL" if number is None else str(number) for number in numbers]) + "}"
+
+
+def _flags(flags: Sequence[bool]) -> str:
+    """A column of truth values, as `flush` takes it; all of them are false when it is empty."""
+    return "{" + ",".join(["t" if flag else "f" for flag in flags]) + "}" if any(flags) else "{}"
 
 
 def _one_line(text: str | None) -> str:

@@ -47,6 +47,7 @@ class Entry:
     move: Move | None = None
     woken: bool = False
     joined: bool = False
+    first: bool = False  # perhaps the first row of its epoch: it says which process writes them
 
     @property
     def place(self) -> Place:

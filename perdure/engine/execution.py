@@ -76,6 +76,7 @@ class Execution:
         self.given_back: dict[str, dict[int, str]] = {}  # signals consumed by waits that were over: payloads by seq
         self.on_their_way_back: dict[str, set[int]] = {}  # such signals whose rows are not handed over yet
         self.unwritten_patches: dict[int, JournalRow] = {}
+        self.named = False  # whether a row of this epoch is committed: the first one names the process
         self._pumping = False
         self._linger: asyncio.TimerHandle | None = None
         self._tasks: set[asyncio.Task[Any]] = set()
@@ -295,7 +296,7 @@ class Execution:
         if self.closed or self.leaving:
             return
         self.busy += 1
-        self.host.journal.add(Entry(self, row=row, start=start, snapshot=snapshot))
+        self.host.journal.add(Entry(self, row=row, start=start, snapshot=snapshot, first=not self.named))
 
     def next_seq(self) -> int:
         """The seq of the next row; only the holder of the epoch draws them."""
@@ -415,6 +416,7 @@ class Execution:
 
     def recorded(self, row: JournalRow) -> None:
         """`row` is committed."""
+        self.named = True
         reach("step.after_commit", self.run_id, row.name)
         if self.unwritten_patches:
             self.unwritten_patches.pop(row.seq, None)

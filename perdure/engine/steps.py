@@ -339,7 +339,7 @@ class TransactionCall(StepCall):
                         reach("step.before_commit", execution.run_id, self.name)
                         # A patch marker that is not committed yet goes along: a replay of this row must find it.
                         patches = [Entry(execution, row=patch) for patch in execution.unwritten_patches.values()]
-                        if not await write_rows(connection, [*patches, Entry(execution, row=row)]):
+                        if not await write_rows(connection, [*patches, Entry(execution, row=row, first=True)]):
                             raise Fenced
                         reach("transaction.written", execution.run_id, self.name)
                 finally:

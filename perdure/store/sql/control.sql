@@ -162,7 +162,7 @@ WITH source AS (
                        config_revision, started_at, finished_at, process_id, input, shelf)
   SELECT made.run_id, j.seq, j.path, j.kind, j.name, j.hash, j.outcome, j.result, j.error, j.attempt, j.due_at, 0,
          j.config_revision, j.started_at, j.finished_at, j.process_id,
-         CASE WHEN NOT starts_with(j.input::text, '{"$perdure"') THEN j.input END, made.shelf
+         CASE WHEN NOT starts_with(j.input, '{"$perdure"') THEN j.input END, made.shelf
   FROM journal AS j, made
   WHERE j.run_id = $1 AND j.shelf = (SELECT shelf FROM source) AND j.seq < $3 AND j.seq > made.base_seq AND NOT (
     j.kind = 'call' AND j.outcome = 'open' AND NOT EXISTS (

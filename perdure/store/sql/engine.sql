@@ -151,13 +151,13 @@ WITH held AS (
   SELECT held.run_id, seq, path, COALESCE(kind, 'step'), name, COALESCE(hash, ''), COALESCE(outcome, 'ok'),
          result::json, error::json, COALESCE(attempt, 1), due_at, signal_seq, config_revision,
          to_timestamp(started::float8 / 1000000), to_timestamp(finished::float8 / 1000000), held.epoch, held.shelf,
-         held.process_id, input.arguments::json
+         CASE WHEN input.first THEN held.process_id END, input.arguments
   FROM unnest($3::text::integer[], $4::text::bigint[], string_to_array($5, E'\n'), string_to_array($6, E'\n'),
               string_to_array($7, E'\n'), string_to_array($8, E'\n', ''), $9::text::bigint[], $10::text::bigint[],
               $11::text::bigint[], $12::text[], $13::text[], $14::text[], $15::integer[], $16::timestamptz[],
-              $17::bigint[], string_to_array($18, E'\n', ''))
+              $17::bigint[], string_to_array($18, E'\n', ''), $19::text::boolean[])
     AS input (place, seq, path, name, hash, result, config_revision, started, finished,
-              kind, outcome, error, attempt, due_at, signal_seq, arguments)
+              kind, outcome, error, attempt, due_at, signal_seq, arguments, first)
   JOIN held ON held.place = input.place
   ON CONFLICT DO NOTHING
 )

@@ -12,8 +12,7 @@ SELECT make_shelf(wanted.class, wanted.begins_at, wanted.begins_at + wanted.span
 FROM (
   SELECT c.class, c.span,
          date_bin(c.span, now(), timestamptz '2020-01-01 00:00:00Z') + nth * c.span AS begins_at
-  FROM (SELECT DISTINCT retention_class(days) AS class, ceil(retention_class(days) / 8.0) * interval '1 day' AS span
-        FROM retention WHERE days > 0) AS c, generate_series(0, 1) AS nth
+  FROM (SELECT DISTINCT class, ceil(class / 8.0) * interval '1 day' AS span FROM retention WHERE days > 0) AS c, generate_series(0, 1) AS nth
 ) AS wanted
 WHERE NOT EXISTS (
   SELECT FROM journal_shelves AS s WHERE s.keep_days = wanted.class AND s.begins_at = wanted.begins_at)

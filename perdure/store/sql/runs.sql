@@ -52,9 +52,17 @@ GROUP BY r.run_id
 SELECT run_id, agent_name, status, output, error, waiting_signals, finished_at FROM runs WHERE run_id = ANY($1::text[])
 
 -- name: steps
-SELECT seq, path, kind, name, outcome, input, result, error, attempt, due_at, epoch, process_id, config_revision,
+-- The first row of an epoch says which process wrote them all.
+WITH place AS (
+  SELECT shelf FROM runs WHERE run_id = $1
+), holders AS (
+  SELECT epoch, max(process_id) AS process_id FROM journal
+  WHERE run_id = $1 AND shelf = (SELECT shelf FROM place) AND process_id IS NOT NULL GROUP BY epoch
+)
+SELECT seq, path, kind, name, outcome, input, result, error, attempt, due_at, epoch, holders.process_id, config_revision,
        started_at, finished_at
-FROM journal WHERE run_id = $1 AND shelf = (SELECT shelf FROM runs WHERE run_id = $1) AND seq > $2
+FROM journal LEFT JOIN holders USING (epoch)
+WHERE run_id = $1 AND shelf = (SELECT shelf FROM place) AND seq > $2
 ORDER BY seq LIMIT $3
 
 -- name: recorded_run

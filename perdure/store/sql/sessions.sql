@@ -35,7 +35,7 @@ WITH background AS (
 SELECT turn.*, CASE WHEN turn.appended AND $6::bigint IS NOT NULL THEN
   journal_row($3, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, json_build_object(
     'first', first_seq, 'upto', next_seq - 1, 'tokens', tokens, 'cost', cost, 'summary_upto', summary_upto,
-    'summary', CASE WHEN summary_upto >= first_seq THEN summary END, 'born', born), $15::json)
+    'summary', CASE WHEN summary_upto >= first_seq THEN summary END, 'born', born), $15)
   END AS row
 FROM turn
 
@@ -74,7 +74,7 @@ WITH taken AS (
   FROM taken, unnest($4::text[]) WITH ORDINALITY AS m (message, at)
 )
 SELECT first, CASE WHEN $10::bigint IS NOT NULL THEN
-  journal_row($3, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19::json, $20::json) END AS row
+  journal_row($3, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19::json, $20) END AS row
 FROM taken
 
 -- name: read_messages

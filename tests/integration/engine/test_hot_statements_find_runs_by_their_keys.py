@@ -31,7 +31,7 @@ STATEMENTS = {
     "history": (ENGINE["history"], (IDS, [0] * 20)),
     "flush": (
         ENGINE["flush"],
-        (LINES, NUMBERS, PLACES, NUMBERS, *STEPS, *[NUMBERS] * 3, *[[]] * 6, ""),
+        (LINES, NUMBERS, PLACES, NUMBERS, *STEPS, *[NUMBERS] * 3, *[[]] * 6, "", "{}"),
     ),
     "move": (ENGINE["move"], (IDS, ONES, ["completed"] * 20, ["1"] * 20, *(NONE,) * 4, ONES, NONE, NONE)),
     "moved_before": (ENGINE["moved_before"], (IDS, ONES, ["completed"] * 20)),

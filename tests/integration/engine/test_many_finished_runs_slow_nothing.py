@@ -24,7 +24,7 @@ HOT: dict[str, tuple[str, tuple[Any, ...]]] = {
     "history": (ENGINE["history"], (IDS, [0, 0, 0])),
     "flush": (
         ENGINE["flush"],
-        ("open-1", "{1}", "{1}", "{9}", "1", "s", "h", "1", "{0}", "{0}", "{0}", [], [], [], [], [], [], ""),
+        ("open-1", "{1}", "{1}", "{9}", "1", "s", "h", "1", "{0}", "{0}", "{0}", [], [], [], [], [], [], "", "{}"),
     ),
     "move": (ENGINE["move"], (IDS[:1], [1], ["completed"], ["1"], [None], [None], [None], [None], [9], [None], [None])),
     "release": (ENGINE["release"], (IDS, [1, 1, 1])),

@@ -127,7 +127,7 @@ async def test_a_step_shows_what_it_was_called_with_and_who_ran_it(settings, nc,
         assert process == await pool.fetchval("SELECT process_id FROM processes")
         assert shown["asks"]["tokens"] == {"input": 12, "output": 3}
         assert "tokens" not in shown["called"]
-        by_sql = await pool.fetchrow("SELECT input::text, process FROM run_steps WHERE name = 'sql'")
+        by_sql = await pool.fetchrow("SELECT input, process FROM run_steps WHERE name = 'sql'")
         assert tuple(by_sql) == ('{"args":[7]}', process)
 
 
