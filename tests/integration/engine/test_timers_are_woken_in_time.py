@@ -41,8 +41,8 @@ class Flaky(BaseAgent):
     name = "flaky"
 
     @workflow
-    async def run(self, ctx: Context, task: Any) -> int:
-        return await ctx.step("try", self.attempt, retry=Retry(max_attempts=2, delay=0.3, jitter=False))
+    async def run(self, ctx: Context, task: float) -> int:
+        return await ctx.step("try", self.attempt, retry=Retry(max_attempts=2, delay=task, jitter=False))
 
     async def attempt(self, step: StepContext) -> int:
         tried.append(step.attempt)
@@ -55,7 +55,6 @@ tried: list[int] = []
 
 
 async def test_a_timer_that_fires_while_its_run_leaves_memory_begins_nothing(settings, nc, monkeypatch):
-    tried.clear()
     held: list[tuple[Journal, Entry]] = []
     add = Journal.add
 
@@ -68,10 +67,14 @@ async def test_a_timer_that_fires_while_its_run_leaves_memory_begins_nothing(set
     monkeypatch.setattr(Journal, "add", slow)
     async with in_process(settings, nc, Flaky) as platform:
         platform.services[-1].worker.linger = 0.0
-        run_id = await platform.start_run("flaky", None)
-        await eventually(lambda: held)
+        for delay in (0.3, 1.0, 3.0, 10.0):  # on a slow machine the next try is due before the run leaves memory
+            tried.clear()
+            run_id = await platform.start_run("flaky", delay)
+            await eventually(lambda: held or len(tried) == 2, timeout=30)
+            if held:
+                break
         _, waits = held[0]
-        await eventually(lambda: datetime.now(UTC) > waits.move.wake_at + timedelta(seconds=0.1))
+        await eventually(lambda: datetime.now(UTC) > waits.move.wake_at + timedelta(seconds=0.1), timeout=30)
         monkeypatch.setattr(Journal, "add", add)
         add(*held[0])
         assert (await until(platform, run_id, "completed"))["output"] == 2
