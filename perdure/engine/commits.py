@@ -65,7 +65,7 @@ async def write_rows(connection: PooledConnection, entries: Sequence[Entry]) -> 
     held = sorted(set(places))
     fences = {place: number for number, place in enumerate(held, start=1)}
     results, errors = await _stored_rows(connection, places, rows)
-    inputs = _inputs(connection, places, rows)
+    inputs = await _inputs(connection, places, rows)
     records = await connection.fetch(
         _SQL["flush"],
         _lines([run_id for run_id, _ in held]),
@@ -152,16 +152,15 @@ async def _stored_rows(
     return stored[::2], stored[1::2]
 
 
-def _inputs(connection: PooledConnection, places: Sequence[Place], rows: Sequence[JournalRow]) -> str:
+async def _inputs(connection: PooledConnection, places: Sequence[Place], rows: Sequence[JournalRow]) -> str:
     """The column of what steps were called with; "" when that says nothing."""
-    texts = [row.input or "" for row in rows]
-    vault = vault_of(connection)
-    if not vault.plain(texts):
-        texts = [
-            vault.seal(text, input_spot(run_id, row.seq, row.path)) if text else ""
-            for text, (run_id, _), row in zip(texts, places, rows, strict=True)
-        ]
-    return _lines(texts) if any(texts) else ""
+    texts = [row.input for row in rows]
+    if not any(texts):
+        return ""
+    if not vault_of(connection).plain(texts):
+        spots = [input_spot(run_id, row.seq, row.path) for (run_id, _), row in zip(places, rows, strict=True)]
+        texts = await vault_of(connection).put(connection, list(zip(texts, spots, strict=True)))
+    return _lines([text or "" for text in texts])
 
 
 async def _stored_moves(

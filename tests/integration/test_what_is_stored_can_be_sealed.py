@@ -81,7 +81,10 @@ def with_keys(settings: Any, *keys: str) -> Any:
 async def stores(pool: Any, redis: Any, nc: Any) -> dict[str, bytes]:
     """Everything that is stored, by where."""
     found: dict[str, bytes] = {}
-    tables = "SELECT relname FROM pg_class WHERE relkind = 'r' AND relnamespace = 'public'::regnamespace"
+    tables = (
+        "SELECT relname FROM pg_class"
+        " WHERE relkind IN ('r', 'p') AND NOT relispartition AND relnamespace = 'public'::regnamespace"
+    )
     for table in await pool.fetch(tables):
         rows = await pool.fetch(f'SELECT to_jsonb(t) AS row FROM "{table["relname"]}" AS t')
         text = "\n".join(record["row"] for record in rows)
