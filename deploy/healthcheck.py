@@ -53,7 +53,7 @@ def who(url: str) -> dict[str, Any]:
     """Who the service is to NATS, as its own settings say it; its replies come to inboxes that it may hear."""
     user = os.environ.get("PERDURE_NATS_USER", "")
     named = user or unquote(urlsplit(url.partition(",")[0]).username or "")
-    prefix = os.environ.get("PERDURE_NATS_INBOX_PREFIX", "") or (f"_INBOX.{named}" if named else "_INBOX")
+    prefix = os.environ.get("PERDURE_NATS_INBOX_PREFIX", "") or (f"_REPLY.{named}" if named else "_INBOX")
     said: dict[str, Any] = {"inbox_prefix": prefix}
     if user:
         said |= {"user": user, "password": os.environ.get("PERDURE_NATS_PASSWORD", "")}

@@ -62,7 +62,7 @@ class Settings(BaseSettings):
     nats_credentials: Path | None = Field(None, description="a .creds file: a JWT and its seed")
     nats_nkey: Path | None = Field(None, description="a file with the seed of an NKey")
     nats_inbox_prefix: str = Field(
-        "", pattern=r"^(_INBOX(\.[A-Za-z0-9_-]+)+)?$", description="empty: _INBOX.<user> when there is a user"
+        "", pattern=r"^(_(INBOX|REPLY)(\.[A-Za-z0-9_-]+)+)?$", description="empty: _REPLY.<user> when there is a user"
     )
     tls_ca: str | None = Field(None, description="PEM of the authority to trust, or `system`; TLS is on with it")
     tls_cert: Path | None = Field(None, description="PEM of this process's certificate, for servers that ask for one")

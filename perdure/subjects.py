@@ -211,3 +211,8 @@ def trigger_consumer(agent: str, workflow: str, subject: str) -> str:
 def health(service: str, instance: str) -> str:
     """Request subject on which one instance of a service tells its health."""
     return f"{HEALTH}.{service}.{instance}"
+
+
+def inbox(user: str) -> str:
+    """What the inboxes of a user of the server begin with, which nobody else may hear where permissions say so."""
+    return f"_REPLY.{user}"

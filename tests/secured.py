@@ -17,6 +17,7 @@ import trustme
 from nats.aio.client import Client
 from nats.aio.subscription import Subscription
 
+from perdure import subjects
 from perdure.bus import permissions
 from perdure.bus.permissions import Permissions
 from perdure.embedded.nats_server import NatsServer
@@ -180,8 +181,8 @@ async def as_user(url: str, user: str, **options: Any) -> AsyncIterator[User]:
         refused.append(str(error))
 
     nc = await nats.connect(
-        url, user=user, password=password(user), inbox_prefix=permissions.inbox_of(user), error_cb=heard,
-        allow_reconnect=False, **options,
+        url, user=user, password=password(user), error_cb=heard, allow_reconnect=False,
+        **{"inbox_prefix": subjects.inbox(user), **options},
     )  # fmt: skip
     try:
         fence = await nc.subscribe(f"health.{user}.{uuid4().hex}")

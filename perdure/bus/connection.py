@@ -14,6 +14,7 @@ import structlog
 from nats.aio.client import Client, Server
 from nats.errors import SlowConsumerError
 
+from perdure import subjects
 from perdure.bus.namespace import BusClient, client_in
 from perdure.errors import SetupError
 from perdure.settings import Settings
@@ -148,7 +149,7 @@ def identity(settings: Settings) -> dict[str, Any]:
     said: dict[str, Any] = {"inbox_prefix": settings.nats_inbox_prefix or "_INBOX"}
     user = settings.nats_user or unquote(urlsplit(settings.nats_url.partition(",")[0].strip()).username or "")
     if user and not settings.nats_inbox_prefix and _TOKEN.fullmatch(user):
-        said["inbox_prefix"] = f"_INBOX.{user}"  # which that user alone may hear, where permissions say so
+        said["inbox_prefix"] = subjects.inbox(user)  # which that user alone may hear, where permissions say so
     if settings.nats_user:
         said |= {"user": settings.nats_user, "password": settings.nats_password or ""}
     for variable, file, option in (

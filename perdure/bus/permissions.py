@@ -1,7 +1,8 @@
 """What each part of the platform may say and hear on NATS: the one table, from which nats-server's configuration comes.
 
-Whatever is not listed is refused by the server. Each user has inboxes of its own (`_INBOX.<user>.>`), so that nobody
-hears the replies that are meant for others, and an agent's rights on JetStream name its own consumer alone.
+Whatever is not listed is refused by the server. Each user has inboxes of its own (`_REPLY.<user>.>`), so that nobody
+hears the replies that are meant for others; people and their programs also hear those that any NATS client makes
+(`_INBOX.>`). An agent's rights on JetStream name its own consumer alone.
 
 The ConfigManager and the scheduler, which answer everybody all the time, may fill any inbox. The others may where they
 were asked, for a while (`allow_responses`): the server remembers each message that has a reply subject for that while,
@@ -26,11 +27,11 @@ CLIENT: Final = "client"
 OPERATOR: Final = "operator"
 SERVICES: Final = (CONFIG_MANAGER, SCHEDULER, GATEWAY, CONSOLE, CLIENT, OPERATOR)
 CALLBACKS: Final = "callbacks.>"
-INBOXES: Final = "_INBOX.>"
-SDK_INBOXES: Final = "agents"  # `_INBOX.agents.…` is where the public SDK of the agent protocol gets all its replies
 ONE_REPLY: Final = "{max: 1, expires: '1m'}"
 REPLY_TIME: Final = "30m"  # for the whole answer to a prompt
 
+_PLAIN_INBOXES: Final = "_INBOX.>"  # of any NATS client, such as the public SDK of the agent protocol
+_ANY_INBOX: Final = (_PLAIN_INBOXES, subjects.inbox(">"))
 _SUBJECT: Final = re.compile(r"(([A-Za-z0-9_$-]+|\*)\.)*([A-Za-z0-9_$-]+|\*|>)")
 _API: Final = "$JS.API"
 _STREAMS: Final = (subjects.STREAM_WORK, subjects.STREAM_TASKS, subjects.STREAM_EVENTS)
@@ -87,7 +88,7 @@ def agent(
     name that is no agent's, or that a service has.
     """
     name = subjects.agent_name(name)
-    if name in (*SERVICES, SDK_INBOXES):
+    if name in SERVICES:
         raise ValueError(f"{name} is the name of a service; call the agent something else")
     mine = Consumer(subjects.STREAM_WORK, name, subjects.work(name))
     says = [
@@ -128,7 +129,7 @@ def _consumes(namespace: str, each: Consumer) -> Iterator[str]:
 
 
 def _config_manager(namespace: str) -> Permissions:
-    says = [subjects.CONFIG_UPDATE, subjects.config_state("*"), INBOXES, _READS_LEVEL]
+    says = [subjects.CONFIG_UPDATE, subjects.config_state("*"), *_ANY_INBOX, _READS_LEVEL]
     hears = [*_CONFIG_REQUESTS, *(f"{each}.>" for each in _CONFIG_REQUESTS), subjects.CONFIG_LIST, _HEARS_LEVEL]
     return _user(namespace, CONFIG_MANAGER, "answers for configuration, and broadcasts it", says, hears, replies="")
 
@@ -145,7 +146,7 @@ def _scheduler(namespace: str, callbacks: str) -> Permissions:
             f"{_API}.DIRECT.GET.{_stream(namespace, subjects.STREAM_EVENTS)}",
             f"{_API}.STREAM.NAMES",
             callbacks,
-            INBOXES,
+            *_ANY_INBOX,
             _READS_LEVEL,
         ),
     ]
@@ -176,7 +177,7 @@ def _callers(namespace: str) -> Iterator[Permissions]:
         *(f"run.{verb}" for verb in ("get", "list", "history", "tree", "cancel", "signal")),
         *("session.list", "session.history", "session.reset", subjects.task("*"), *starts, *prompts),
     ]
-    hears = [*watches, "agents.hb.>", f"{inbox_of(SDK_INBOXES)}.>"]
+    hears = [*watches, "agents.hb.>", _PLAIN_INBOXES]
     yield _user(namespace, CLIENT, "a program that starts runs: no approvals, no configuration", says, hears)
     says = [
         *(*steers, *_CONFIG_REQUESTS, *(f"{each}.>" for each in _CONFIG_REQUESTS)),
@@ -209,14 +210,9 @@ def _user(
         user,
         about,
         publish=_placed(namespace, [*says, *asked]),
-        subscribe=_placed(namespace, [f"{inbox_of(user)}.>", *hears, *found, subjects.health(user, "*")]),
+        subscribe=_placed(namespace, [f"{subjects.inbox(user)}.>", *hears, *found, subjects.health(user, "*")]),
         replies=replies,
     )
-
-
-def inbox_of(user: str) -> str:
-    """What the inboxes of a user begin with."""
-    return f"_INBOX.{user}"
 
 
 def _placed(namespace: str, each: Iterable[str]) -> tuple[str, ...]:

@@ -14,7 +14,7 @@ from urllib.request import Request, urlopen
 import asyncpg
 import nats
 
-from perdure.bus.permissions import inbox_of
+from perdure.subjects import inbox
 from tests.compose.engine import ONCE, PARTS, Engine, Failed, ours
 
 RUN = "line-of-anna"
@@ -115,7 +115,7 @@ class Walk:
             heard.append(str(error))
 
         url = outside(told["NATS_URL"], self.ports["NATS_PORT"])
-        nc = await nats.connect(url, inbox_prefix=inbox_of("assistant"), error_cb=hears)
+        nc = await nats.connect(url, inbox_prefix=inbox("assistant"), error_cb=hears)
         try:
             await nc.publish("config.update", b"{}")
             await nc.flush()
@@ -258,8 +258,8 @@ class Walk:
 
 
 async def connected(url: str) -> nats.NATS:
-    """To NATS, as the user of `url`, whose inboxes are its own."""
-    return await nats.connect(url, inbox_prefix=inbox_of(urlsplit(url).username or ""))
+    """To NATS, as the user of `url`, as any NATS client does it."""
+    return await nats.connect(url)
 
 
 def outside(url: str, port: int) -> str:

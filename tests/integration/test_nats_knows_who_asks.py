@@ -77,8 +77,8 @@ def test_settings_that_contradict_each_other_are_refused_without_the_password(
     ("url", "changed", "prefix"),
     [
         ("nats://h:4222", {}, "_INBOX"),
-        ("nats://mailer:word@h:4222", {}, "_INBOX.mailer"),
-        ("nats://h:4222", {"nats_user": "mailer", "nats_password": "word"}, "_INBOX.mailer"),
+        ("nats://mailer:word@h:4222", {}, "_REPLY.mailer"),
+        ("nats://h:4222", {"nats_user": "mailer", "nats_password": "word"}, "_REPLY.mailer"),
         ("nats://a.b:word@h:4222", {}, "_INBOX"),
         ("nats://mailer:word@h:4222", {"nats_inbox_prefix": "_INBOX.mine"}, "_INBOX.mine"),
     ],

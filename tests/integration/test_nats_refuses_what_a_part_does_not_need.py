@@ -33,10 +33,11 @@ FORBIDDEN = {
         ("publish", "config.schema.mailer", "say what another agent's settings are"),
         ("subscribe", "config.get.>", "answer for the ConfigManager"),
         ("subscribe", "config.applied.*", "hear what others applied"),
-        ("subscribe", "_INBOX.>", "read everybody's replies"),
-        ("subscribe", "_INBOX.mailer.>", "read another agent's replies"),
-        ("subscribe", "_INBOX.scheduler.>", "read the scheduler's replies"),
-        ("publish", "_INBOX.mailer.x", "answer in another's place"),
+        ("subscribe", "_INBOX.>", "read the replies of people's programs"),
+        ("subscribe", "_REPLY.>", "read everybody's replies"),
+        ("subscribe", "_REPLY.mailer.>", "read another agent's replies"),
+        ("subscribe", "_REPLY.scheduler.>", "read the scheduler's replies"),
+        ("publish", "_REPLY.mailer.x", "answer in another's place"),
         ("subscribe", "work.mailer", "hear another agent's wake-ups"),
         ("subscribe", ">", "hear everything"),
         ("subscribe", "run.start.*", "take runs in the scheduler's place"),
@@ -82,14 +83,14 @@ FORBIDDEN = {
         ("publish", "run.events.r-1", "tell events"),
         ("subscribe", "run.events.*", "read events"),
         ("subscribe", "run.start.*", "take runs"),
-        ("subscribe", "_INBOX.assistant.>", "read an agent's replies"),
+        ("subscribe", "_REPLY.assistant.>", "read an agent's replies"),
         ("publish", "$JS.API.STREAM.INFO.WORK", "use JetStream"),
     ],
     "scheduler": [
         ("publish", "config.update", "tell agents of a change"),
         ("publish", "config.set.assistant", "change configuration"),
         ("subscribe", "config.get.>", "answer for the ConfigManager"),
-        ("subscribe", "_INBOX.gateway.>", "read the gateway's replies"),
+        ("subscribe", "_REPLY.gateway.>", "read the gateway's replies"),
         ("publish", "orders.new", "tell ends where nobody said that it may"),
         ("publish", "$JS.API.STREAM.DELETE.WORK", "delete a stream"),
         ("publish", "$JS.API.STREAM.PURGE.RUN_EVENTS", "empty a stream"),
@@ -103,16 +104,16 @@ FORBIDDEN = {
         ("publish", "run.ended.assistant.r-1", "tell ends"),
         ("publish", "task.assistant", "go past the scheduler"),
         ("subscribe", "run.start.*", "take runs"),
-        ("subscribe", "_INBOX.operator.>", "read people's replies"),
-        ("publish", "_INBOX.operator.x", "answer in another's place"),
+        ("subscribe", "_REPLY.operator.>", "read people's replies"),
+        ("publish", "_REPLY.operator.x", "answer in another's place"),
         ("publish", "$JS.API.STREAM.DELETE.RUN_EVENTS", "delete a stream"),
     ],
     "console": [
         ("publish", "run.get", "read runs: it asks the gateway, with the key of whoever looks"),
         ("publish", "config.get.assistant", "read configuration"),
         ("subscribe", "run.events.*", "read events"),
-        ("subscribe", "_INBOX.gateway.>", "read the gateway's replies"),
-        ("publish", "_INBOX.gateway.x", "answer in another's place"),
+        ("subscribe", "_REPLY.gateway.>", "read the gateway's replies"),
+        ("publish", "_REPLY.gateway.x", "answer in another's place"),
     ],
     "client": [
         ("publish", "config.set.assistant", "change configuration"),
@@ -124,7 +125,9 @@ FORBIDDEN = {
         ("publish", "schedule.set", "make schedules"),
         ("publish", "work.assistant", "wake agents"),
         ("publish", "run.events.r-1", "tell events"),
-        ("subscribe", "_INBOX.gateway.>", "read the gateway's replies"),
+        ("subscribe", "_REPLY.gateway.>", "read the gateway's replies"),
+        ("subscribe", "_REPLY.operator.>", "read the replies of the command line"),
+        ("subscribe", "_REPLY.>", "read everybody's replies"),
         ("subscribe", "config.update", "hear of configuration"),
         ("publish", "$JS.API.STREAM.DELETE.TASKS", "delete a stream"),
         ("publish", "$JS.API.CONSUMER.MSG.NEXT.TASKS.scheduler", "take tasks"),
@@ -133,7 +136,7 @@ FORBIDDEN = {
         ("publish", "config.update", "tell agents of a change that was none"),
         ("publish", "run.events.r-1", "tell events"),
         ("publish", "work.assistant", "wake agents"),
-        ("subscribe", "_INBOX.scheduler.>", "read the scheduler's replies"),
+        ("subscribe", "_REPLY.scheduler.>", "read the scheduler's replies"),
         ("subscribe", "run.start.*", "take runs"),
         ("publish", "$JS.API.STREAM.DELETE.WORK", "delete a stream"),
     ],
@@ -173,7 +176,7 @@ async def test_a_platform_whose_parts_are_users_of_their_own_does_all_it_is_for(
                 await admin.nc.publish("orders.new", b'{"item": "tea"}')
             async with secured_platform(place) as door:
                 await walk(door, place)
-                async with as_user(server.url, "client") as one:
+                async with as_user(server.url, "client", inbox_prefix="_INBOX") as one:  # as any NATS client
                     await over_nats_alone(one.nc)
                     assert one.refused == []
 
@@ -207,6 +210,19 @@ async def test_an_agent_hears_its_own_replies_alone(server: SecuredNats):
         await answers.nc.subscribe("config.get.>", cb=answer)
         await answers.nc.flush()
         assert (await one.nc.request("config.get.assistant", b"", timeout=2)).data == b"yours"
+        assert one.refused == [] == answers.refused
+
+
+@pytest.mark.parametrize("user", ["client", "operator"])
+async def test_any_nats_client_of_people_gets_its_replies(server: SecuredNats, user: str):
+    async with as_user(server.url, user, inbox_prefix="_INBOX") as one, as_user(server.url, "scheduler") as answers:
+
+        async def answer(message: Msg) -> None:
+            await message.respond(b"done")
+
+        await answers.nc.subscribe("run.ask.*", cb=answer)
+        await answers.nc.flush()
+        assert (await one.nc.request("run.ask.assistant", b"{}", timeout=2)).data == b"done"
         assert one.refused == [] == answers.refused
 
 
