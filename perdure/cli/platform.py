@@ -176,7 +176,7 @@ def _say_if_open(state: PlatformState) -> None:
     url = urlsplit((state.urls and state.urls.gateway_url) or "")
     if url.scheme != "http" or not url.hostname:
         return
-    connection = HTTPConnection(url.hostname, url.port, timeout=2)
+    connection = HTTPConnection(url.hostname, url.port, timeout=10)
     try:
         connection.request("GET", "/agents")
         if connection.getresponse().status == HTTPStatus.OK:
