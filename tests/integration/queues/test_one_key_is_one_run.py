@@ -49,7 +49,11 @@ async def test_a_start_with_a_held_key_is_the_run_that_holds_it_until_its_end(se
         again = await platform.ask("queued", {"n": 5}, dedup_key="k")
         assert again["run_id"] != run_id, "the key is free again"
         assert again["output"] == 5
-    assert await pool.fetchval("SELECT count(*) FROM runs") == 4
+        for _ in range(3):  # many who find it free at once
+            starts = [platform.start_run("queued", {"n": at}, dedup_key="k") for at in range(20)]
+            [run_id] = set(await asyncio.gather(*starts))
+            await until(platform, run_id, "completed")
+    assert await pool.fetchval("SELECT count(*) FROM runs") == 7
 
 
 async def test_a_key_with_a_window_is_held_for_it_and_no_longer(settings, nc, pool):
