@@ -193,6 +193,22 @@ async def test_a_drop_that_was_broken_off_leaves_the_shelf_and_the_next_one_take
         assert [step["name"] for step in (await platform.run("young"))["steps"]] == ["work"]
 
 
+async def test_an_id_that_is_used_again_has_nothing_of_the_forgotten_run(settings, nc, pool):
+    async with in_process(settings, nc, Keeper) as platform:
+        platform.services[-1].worker.linger = 0.0  # a run that waits is read from its journal
+        await platform.ask("keeper", 1, run_id="again")
+        await age(pool, 200)
+        async with pool.acquire() as reader, reader.transaction():
+            await reader.fetch("SELECT count(*) FROM journal")  # the shelf stays for now
+            await Retention(pool, settings).clean()
+        assert await left(pool, "again") == {"journal": 1}
+        await platform.start_run("keeper", 2, workflow="waits", run_id="again")
+        await until(platform, "again", "waiting")
+        assert [step["name"] for step in (await platform.run("again"))["steps"]] == ["before"]
+        await signal(platform, "again", "go", "now")
+        assert (await until(platform, "again", "completed"))["output"] == [2, "now", 2]
+
+
 async def test_a_shelf_that_a_run_stands_on_is_never_dropped(settings, nc, pool):
     async with in_process(settings, nc, Keeper) as platform:
         await platform.start_run("keeper", 1, workflow="waits", run_id="waits")

@@ -49,9 +49,10 @@ async def test_a_start_with_a_held_key_is_the_run_that_holds_it_until_its_end(se
         again = await platform.ask("queued", {"n": 5}, dedup_key="k")
         assert again["run_id"] != run_id, "the key is free again"
         assert again["output"] == 5
-        for _ in range(3):  # many who find it free at once
-            starts = [platform.start_run("queued", {"n": at}, dedup_key="k") for at in range(20)]
+        for gate in ("second", "third", "fourth"):  # many who find it free at once
+            starts = [platform.start_run("queued", {"n": at, "gate": gate}, dedup_key="k") for at in range(20)]
             [run_id] = set(await asyncio.gather(*starts))
+            await open_gate(pool, gate)
             await until(platform, run_id, "completed")
     assert await pool.fetchval("SELECT count(*) FROM runs") == 7
 
