@@ -1,7 +1,11 @@
 from __future__ import annotations
 
+import asyncio
+from typing import Any
+
 import pytest
 
+from perdure.store.queries import load_queries
 from tests.agents.queued import INSIDE_TABLE, Other, Queued
 from tests.engine_support import until
 from tests.platform import in_process
@@ -116,3 +120,42 @@ async def test_a_bad_limit_is_held_and_shown(settings, nc, pool, bad):
         await pool.execute("UPDATE agent_configurations SET is_active = false")
         [queue] = (await platform.request("queue.list", {}))["queues"]
         assert queue["concurrency"] is None
+
+
+async def test_two_claims_of_one_queue_at_once_take_turns(pool):
+    """The second counts what the first has taken, though the first was not committed when the second began."""
+    await pool.execute(
+        "INSERT INTO processes (process_id, agent_name, instance_id, lock_key, postmaster_started, lease_until,"
+        " workflows, versions) SELECT p, 'a', p, 1, now(), now() + interval '1 hour', '{run}', '{\"\"}'"
+        " FROM unnest('{p,q}'::text[]) AS p"
+    )
+    await pool.execute("INSERT INTO queues (queue_name, concurrency) VALUES ('narrow', 1)")
+    await pool.execute(
+        "INSERT INTO runs (run_id, agent_name, task, task_hash, queue_name, fair_key)"
+        " SELECT 'r' || n, 'a', '1', 'h', 'narrow', '' FROM generate_series(1, 3) AS n"
+    )
+    sql = load_queries("queues.sql")
+
+    async def claim(connection: Any, process: str) -> list[str]:
+        await connection.execute(sql["lock_queue"], "narrow")
+        said = (process, "narrow", "a", 10, "h", 0, ["run"], [""], ["x"], [True], False)
+        return [record["run_id"] for record in await connection.fetch(sql["claim_queued"], *said)]
+
+    async def second() -> list[str]:
+        async with pool.acquire() as connection, connection.transaction():
+            return await claim(connection, "q")
+
+    waits = "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = current_database()"
+
+    async def decided() -> bool:
+        return later.done() or bool(await pool.fetchval(waits))
+
+    async with pool.acquire() as first, first.transaction():
+        assert await claim(first, "p") == ["r1"]
+        await pool.execute(
+            "INSERT INTO runs (run_id, agent_name, task, task_hash, queue_name, fair_key, priority)"
+            " VALUES ('urgent', 'a', '1', 'h', 'narrow', '', 5)"
+        )
+        later = asyncio.create_task(second())
+        await eventually(decided)
+    assert await later == []
