@@ -18,6 +18,7 @@ from perdure.engine.queues import claim_queued, where_they_stand
 from perdure.engine.rows import ClaimedRun, JournalRow, claimed, journaled
 from perdure.engine.stored import open_claims
 from perdure.store.failures import CONNECTION_ERRORS
+from perdure.store.postgres import Kept
 
 if TYPE_CHECKING:
     import asyncpg
@@ -52,6 +53,7 @@ class Claims:
         self._queue: dict[str, list[Msg]] = {}
         self._queues: set[str] = set()  # in which a place may have come up
         self._wake = asyncio.Event()
+        self._kept = Kept(worker.pool)
         self._claiming = asyncio.Lock()
         self._stopped = False
         self._missed = False  # a wake-up led to no claim: its run may be one that is claimed alone
@@ -85,6 +87,12 @@ class Claims:
 
     async def run(self) -> None:
         """Claim until cancelled."""
+        try:
+            await self._run()
+        finally:
+            await self._kept.release()
+
+    async def _run(self) -> None:
         loop = asyncio.get_running_loop()
         audit_at = loop.time() + AUDIT_EVERY
         while True:
@@ -150,19 +158,8 @@ class Claims:
         worker = self._worker
         reach("claim.before")
         config, process_id = await self._newest_config(), worker.process_id
-        records = await worker.pool.fetch(
-            worker.queries["claim"],
-            process_id,
-            run_ids,  # also those that are in memory: a pending run that is there is one we have lost, or are leaving
-            worker.agent_name,
-            config.hash,
-            config.revision,
-            worker.offer.names,
-            worker.offer.versions,
-            worker.offer.hashes,
-            worker.offer.newest,
-            False,
-        )
+        # Also those that are in memory: a pending run that is there is one we have lost, or are leaving.
+        records = await self._take(run_ids, config, process_id)
         reach("claim.after")
         taken = [claimed(worker.agent_name, record) for record in records]
         await self._begin(taken, config, process_id)
@@ -173,6 +170,15 @@ class Claims:
         standing = await where_they_stand(worker.pool, worker.agent_name, list(missed))
         queues.update(standing.values())
         return await self._others(missed - standing.keys())
+
+    async def _take(
+        self, run_ids: list[str], config: AgentConfig, process_id: str, *, suspects: bool = False
+    ) -> list[asyncpg.Record]:
+        """Raise the epochs of those of these runs that can be ours. Only under `_claiming`."""
+        worker, offer = self._worker, self._worker.offer
+        said = (config.hash, config.revision, offer.names, offer.versions, offer.hashes, offer.newest, suspects)
+        async with self._kept.acquire() as connection:
+            return await connection.fetch(worker.queries["claim"], process_id, run_ids, worker.agent_name, *said)
 
     async def _claim_queued(self, queue: str) -> None:
         """Claim as many of a queue's next runs as its bounds and our slots leave open."""
@@ -229,8 +235,7 @@ class Claims:
                 worker.pool, process_id, worker.agent_name, queue, 1, config, offer, suspects=True
             )
         else:
-            said = (config.hash, config.revision, offer.names, offer.versions, offer.hashes, offer.newest, True)
-            records = await worker.pool.fetch(worker.queries["claim"], process_id, [run_id], worker.agent_name, *said)
+            records = await self._take([run_id], config, process_id, suspects=True)
         if not records:
             return True  # another process was quicker
         worker.alone = records[0]["run_id"]

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from typing import Any, Self, TypeAlias, TypeVar
+from typing import Any, Final, Self, TypeAlias, TypeVar
 
 import asyncpg
 
@@ -72,16 +72,28 @@ async def _keep(_connection: Connection) -> None:
     """Nothing of ours changes a session, so its reset (a round trip a release) is left to those who let users in."""
 
 
+# Postgres plans a statement about a list anew each time, as long as it expects more of a list that it does not know:
+# half of what a small one costs.
+_PLAN_ONCE: Final = "SET plan_cache_mode = force_generic_plan"
+_FORGET_PLANS: Final = "DISCARD PLANS"
+
+
 class Kept:
     """One connection of a pool for one user, who keeps it between its uses: taking it from the pool and giving it back
     each time costs two switches of tasks. A use that fails gives it back, `release` does so at the end. A pool of fewer
     than four has none to spare: there each use gives it back.
+
+    On a connection that is kept a statement is planned once in `PLANNED_FOR` uses, without its parameters: it is for
+    those that find their rows by keys. A plan that was made of an empty table is soon forgotten.
     """
+
+    PLANNED_FOR = 250
 
     def __init__(self, pool: Pool) -> None:
         self._pool = pool
         self._connection: PooledConnection | None = None
         self._keeps = pool.get_max_size() > 3
+        self._uses = 0
 
     def acquire(self) -> Self:
         """The connection, for one `async with`."""
@@ -90,7 +102,12 @@ class Kept:
     async def __aenter__(self) -> PooledConnection:
         if self._connection is None or _lost(self._connection):
             await self.release()
-            self._connection = await self._pool.acquire()
+            connection = self._connection = await self._pool.acquire()
+            if self._keeps:
+                await connection.execute(_PLAN_ONCE)
+        self._uses += 1
+        if self._keeps and self._uses % self.PLANNED_FOR == 0:
+            await self._connection.execute(_FORGET_PLANS)
         return self._connection
 
     async def __aexit__(self, kind: object, error: BaseException | None, trace: object) -> None:
@@ -102,7 +119,11 @@ class Kept:
         connection, self._connection = self._connection, None
         if connection is not None:
             with contextlib.suppress(OSError, asyncpg.PostgresError, asyncpg.InterfaceError):  # it is gone, or the pool
-                await self._pool.release(connection)
+                try:
+                    if self._keeps:
+                        await _undo_session(connection)
+                finally:
+                    await self._pool.release(connection)
 
 
 def _lost(connection: PooledConnection) -> bool:
@@ -127,10 +148,15 @@ async def own_session(connection: PooledConnection, function: Callable[..., obje
     try:
         yield
     finally:
-        try:
-            await connection.reset(timeout=5)
-        except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError, TimeoutError):
-            connection.terminate()  # nobody gets this session again
+        await _undo_session(connection)
+
+
+async def _undo_session(connection: PooledConnection) -> None:
+    """Undo whatever was set in the session, or end it: nobody gets it then."""
+    try:
+        await connection.reset(timeout=5)
+    except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError, TimeoutError):
+        connection.terminate()
 
 
 async def connect_direct(settings: Settings, role: str) -> Connection:

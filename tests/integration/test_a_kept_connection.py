@@ -55,3 +55,24 @@ async def test_one_that_is_lost_in_use_goes_back_to_the_pool_and_the_next_use_ta
         await kept.release()
     finally:
         await own.close()
+
+
+async def test_its_plans_are_made_once_and_soon_forgotten_when_tables_grow(pool, monkeypatch):
+    monkeypatch.setattr(Kept, "PLANNED_FOR", 5)
+    kept = Kept(pool)
+
+    async def way() -> str:
+        async with kept.acquire() as connection:
+            return "\n".join([row[0] for row in await connection.fetch("EXPLAIN EXECUTE find('{1}')")])
+
+    async with kept.acquire() as connection:
+        await connection.execute("CREATE TABLE grows (at integer PRIMARY KEY) WITH (autovacuum_enabled = false)")
+        await connection.execute("INSERT INTO grows SELECT generate_series(1, 200); ANALYZE grows")
+        await connection.execute("PREPARE find (integer[]) AS SELECT FROM grows WHERE at = ANY($1)")
+    assert "Seq Scan" in await way()
+    assert "$1" in await way(), "it is planned for any list, not for this one"
+    async with kept.acquire() as connection:
+        await connection.execute("INSERT INTO grows SELECT generate_series(201, 10000)")
+    assert "Index" in await way()
+    await kept.release()
+    assert await pool.fetchval("SHOW plan_cache_mode") == "auto", "whoever has the connection next plans as usual"

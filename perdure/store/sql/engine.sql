@@ -395,11 +395,12 @@ RETURNING runs.run_id, runs.agent_name
 
 -- name: next_turns
 -- The first waiting turn of each session in which a turn has just ended.
-SELECT DISTINCT ON (r.agent_name, r.session_id) r.run_id, r.agent_name
-FROM runs AS r JOIN unnest($1::text[], $2::text[]) AS ended (agent_name, session_id)
-  ON r.agent_name = ended.agent_name AND r.session_id = ended.session_id
-WHERE r.finished_at IS NULL
-ORDER BY r.agent_name, r.session_id, r.turn
+SELECT DISTINCT r.run_id, ended.agent_name
+FROM unnest($1::text[], $2::text[]) AS ended (agent_name, session_id) CROSS JOIN LATERAL (
+  SELECT run_id FROM runs
+  WHERE agent_name = ended.agent_name AND session_id = ended.session_id AND finished_at IS NULL
+  ORDER BY turn LIMIT 1
+) AS r
 
 -- name: lock_run
 SELECT 1 FROM runs WHERE run_id = $1 FOR NO KEY UPDATE

@@ -42,6 +42,12 @@ STATEMENTS = {
     "send_signal": (RUNS["send_signal"], (IDS[0], "go", "1", "once")),
     "get": (RUNS["get"], (IDS[0],)),
     "outcomes": (RUNS["outcomes"], (IDS,)),
+    "accepted_before": (RUNS["accepted_before"], (IDS,)),
+    "next_turns": (ENGINE["next_turns"], (["a"], ["s"])),
+    "consume_signals": (ENGINE["consume_signals"], (IDS, ONES)),
+    "give_back_signals": (ENGINE["give_back_signals"], (IDS, ONES)),
+    "join_children": (ENGINE["join_children"], (IDS,)),
+    "lock_joined": (ENGINE["lock_joined"], (IDS,)),
 }
 
 FILL = """
@@ -71,20 +77,36 @@ def nodes(plan: dict[str, Any]) -> Iterator[dict[str, Any]]:
 
 
 @pytest.mark.parametrize("analyzed", [False, True], ids=["statistics of an empty table", "statistics of today"])
-async def test_a_statement_about_a_few_runs_reads_no_more_than_those(pool, analyzed):
+@pytest.mark.parametrize("once", [False, True], ids=["planned each time", "planned once"])
+async def test_a_statement_about_a_few_runs_reads_no_more_than_those(pool, analyzed, once):
     async with pool.acquire() as connection:
         shelves = await connection.fetch("SELECT shelf FROM journal_shelves ORDER BY shelf")
         assert [record["shelf"] for record in shelves] == [1, 2]
         for table in ("runs", "journal_0", "journal_1", "journal_2", "signals"):
             await connection.execute(f"ALTER TABLE {table} SET (autovacuum_enabled = false)")
             await connection.execute(f"ANALYZE {table}")
-        for statement in (FILL, JOURNAL, SIGNALS, *(["ANALYZE runs, journal, signals"] if analyzed else [])):
+        for statement in (
+            FILL,
+            JOURNAL,
+            SIGNALS,
+            *(["ANALYZE runs, journal, signals"] if analyzed else []),
+        ):
             await connection.execute(statement)
         wrong = []
         for name, (statement, arguments) in STATEMENTS.items():
-            rows = await connection.fetch(f"EXPLAIN (FORMAT JSON) {statement}", *arguments)
-            for node in nodes(orjson.loads(rows[0][0])[0]["Plan"]):
+            for node in nodes(await plan(connection, name, statement, arguments, once=once)):
                 way = (node["Node Type"], node.get("Relation Name"), node.get("Index Name"))
                 if way[0] in READS and way[1] not in SMALL and way[2] not in KEYS:
                     wrong.append((name, *way))
         assert not wrong, wrong
+
+
+async def plan(connection: Any, name: str, statement: str, arguments: tuple[Any, ...], *, once: bool) -> dict[str, Any]:
+    """How `statement` would be executed: for these arguments, or, `once`, for any."""
+    if once:
+        await connection.execute("SET plan_cache_mode = force_generic_plan")
+        await connection.execute(f"PREPARE {name} AS {statement}")
+        statement, arguments = f"EXECUTE {name} ({', '.join(['NULL'] * len(arguments))})", ()
+    rows = await connection.fetch(f"EXPLAIN (FORMAT JSON) {statement}", *arguments)
+    found: dict[str, Any] = orjson.loads(rows[0][0])[0]["Plan"]
+    return found

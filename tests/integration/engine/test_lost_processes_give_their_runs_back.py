@@ -4,10 +4,12 @@ import asyncio
 from collections import Counter
 from typing import Any, ClassVar
 
+import asyncpg
 import pytest
 
 from perdure.agent.base import BaseAgent
 from perdure.engine import Context, workflow
+from perdure.store.postgres import Connection
 from perdure.store.queries import load_queries
 from tests.engine_support import until
 from tests.platform import in_process
@@ -140,17 +142,17 @@ async def test_a_claim_whose_answer_is_lost_is_found(settings, nc, monkeypatch):
     async with in_process(settings, nc) as platform:
         process = await platform.agent(Working)
         worker = process.worker
-        fetch = worker.pool.fetch
+        fetch = asyncpg.Connection.fetch
         lost = []
 
-        async def lossy(query: str, *args: Any, **more: Any) -> Any:
-            found = await fetch(query, *args, **more)
+        async def lossy(connection: Connection, query: str, *args: Any, **more: Any) -> Any:
+            found = await fetch(connection, query, *args, **more)
             if query == worker.queries["claim"] and found and not lost:
                 lost.append(found)
                 raise ConnectionResetError("the answer is lost")
             return found
 
-        monkeypatch.setattr(type(worker.pool), "fetch", lambda _self, *args, **more: lossy(*args, **more))
+        monkeypatch.setattr(asyncpg.Connection, "fetch", lossy)
         run_id = await platform.start_run("working", {"steps": 1})
         run = await until(platform, run_id, "completed", timeout=5)
         assert lost
