@@ -13,26 +13,28 @@ from perdure.bus.connection import PENDING_SIZE
 from perdure.bus.namespace import subject_at
 
 MOMENT: Final = 0.001  # seconds that a message may wait for others
+PACE: Final = 0.004  # seconds from one write to the next, for messages that can wait
 LARGEST_WRITE: Final = 65_536  # bytes that wait for no more
 
 
 class Outgoing:
     """What one connection sends without an answer; in the order in which it is put."""
 
-    __slots__ = ("_before", "_bytes", "_commands", "_nats", "_soon", "_timer", "away_since", "lost")
+    __slots__ = ("_before", "_bytes", "_commands", "_left_at", "_nats", "_soon", "_timer", "away_since", "lost")
 
     def __init__(self, nats: Client, before: Callable[[], None] | None = None) -> None:
         self._nats = nats
         self._before = before  # puts what it has, when the rest is about to leave
         self._commands: list[bytes] = []
         self._bytes = 0
+        self._left_at = 0.0  # loop time of the last write
         self._soon: asyncio.Handle | None = None
         self._timer: asyncio.TimerHandle | None = None
         self.lost = 0  # messages that could not leave
         self.away_since: datetime | None = None  # when the first of them could not, since the server was there
 
     def put(self, subject: str, payload: bytes, *, soon: bool = False) -> bool:
-        """Send `payload` to `subject` within a moment; `soon`: when the loop turns, with all that was put before.
+        """Send `payload` to `subject`, see `wake`; `soon`: when the loop turns, with all that was put before.
 
         False, and one more `lost`, while the server is away or when it does not take so much in one message.
         """
@@ -50,9 +52,10 @@ class Outgoing:
         return True
 
     def wake(self) -> None:
-        """Something is there to be sent, within a moment."""
+        """Something is there to be sent: in a moment, or, when something just was, with what comes meanwhile."""
         if self._timer is None:
-            self._timer = asyncio.get_running_loop().call_later(MOMENT, self._moment_over)
+            loop = asyncio.get_running_loop()
+            self._timer = loop.call_at(max(loop.time() + MOMENT, self._left_at + PACE), self._moment_over)
 
     def _moment_over(self) -> None:
         self._timer = None
@@ -73,6 +76,7 @@ class Outgoing:
             self._lose(len(commands))
             self.away_since = self.away_since or datetime.now(UTC)  # also when it is there and takes nothing
             return
+        self._left_at = asyncio.get_running_loop().time()
         _drive(nats._send_command(b"".join(commands)))  # noqa: SLF001 -- see `put`
         _drive(nats._flush_pending())  # noqa: SLF001 -- the same
 

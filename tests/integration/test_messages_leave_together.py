@@ -5,7 +5,7 @@ from __future__ import annotations
 from nats.aio.client import Client
 
 from perdure.bus.connection import connect
-from perdure.bus.outgoing import Outgoing
+from perdure.bus.outgoing import PACE, Outgoing
 from tests.support import eventually
 
 
@@ -66,3 +66,16 @@ async def test_what_a_frozen_process_has_put_does_not_leave(nc):
     await nc.publish("together.2", b"later")
     await eventually(lambda: heard)
     assert heard == [("together.2", b"later")]
+
+
+async def test_what_can_wait_leaves_at_a_pace_and_with_what_cannot(nc):
+    heard = await _heard(nc, "together.*")
+    outgoing = Outgoing(nc)
+    outgoing.put("together.1", b"now", soon=True)
+    outgoing.flush()
+    outgoing.put("together.2", b"later")
+    assert outgoing._timer is not None
+    assert outgoing._timer.when() >= outgoing._left_at + PACE
+    outgoing.put("together.3", b"now", soon=True)
+    await eventually(lambda: len(heard) == 3)
+    assert [payload for _, payload in heard] == [b"now", b"later", b"now"]
