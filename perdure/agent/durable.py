@@ -28,6 +28,7 @@ from perdure.agent.tools import Tool
 from perdure.agent.turn import Turn
 from perdure.config.snapshot import AgentConfig
 from perdure.engine import Context, WorkflowDefinition, define_workflow, workflow
+from perdure.engine.committed_step import is_body
 from perdure.llm.types import Model
 from perdure.messages import CALL_TOOL
 from perdure.observe.metrics import Reading
@@ -113,7 +114,8 @@ class DurableAgent(BaseAgent):
     @workflow
     async def run(self, ctx: Context, task: Any) -> Any:
         """One turn of a conversation: the answer to `task`."""
-        return await Turn(self, ctx, task).play()
+        whole = is_body(ctx, DurableAgent.run)  # a subclass may go on after its `super().run(…)`
+        return await Turn(self, ctx, task, whole=whole).play()
 
     def workflows(self) -> Mapping[str, WorkflowDefinition]:
         """`run`, those of a subclass, one for each background tool, and `call-tool` for a tool alone."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import orjson
 
@@ -67,6 +67,13 @@ class Opened:
     summary: str | None = None
     summary_upto: int = 0
     born: int = 0
+
+
+class Appended(NamedTuple):
+    """The seq of the first message that was appended; whether others wait for the run that ended with it, if it did."""
+
+    first: int
+    joined: bool | None
 
 
 @dataclass(slots=True)
@@ -137,7 +144,7 @@ class Sessions:
         """Begin a turn: take in finished background results, then the user's message (`None`: there is none)."""
         said: list[Message] = [] if prompt is None else [{"role": "user", "content": prompt}]
         stored = [await sealed(connection, dump(message), message_spot(self._agent, session)) for message in said]
-        row = await connection.fetchrow(_SQL["open_turn"], self._agent, session, run_id, stored, *NO_ROW[:-1])
+        row = await connection.fetchrow(_SQL["open_turn"], self._agent, session, run_id, stored, *NO_ROW[:-2])
         assert row is not None  # noqa: S101  (INSERT … DO UPDATE always returns its row)
         if row["turn_run_id"] != run_id:
             return Opened(busy=row["turn_run_id"])
@@ -187,21 +194,22 @@ class Sessions:
         close: bool,
         cost: tuple[int, int, float] = (0, 0, 0.0),
         columns: Columns = NO_ROW,
-    ) -> int:
+    ) -> Appended:
         """Append messages (JSON texts) and say at which seq the first of them stands; `close` ends the turn.
 
-        `cost` is what they cost: tokens read, tokens written, money. `columns` are a step's row, to be written with it.
+        `cost` is what they cost: tokens read, tokens written, money. `columns` are a step's row, to be written with it,
+        and the output of the run, if it ends with that.
 
         Raises `PermanentError` when the turn is not this run's: nothing is written.
         """
         spot = message_spot(self._agent, session)
         stored = [await sealed(connection, message, spot) for message in messages]
-        first = await connection.fetchval(
+        found = await connection.fetchrow(
             _SQL["append_messages"], self._agent, session, run_id, stored, close, *cost, *columns
         )
-        if first is None:
+        if found is None:
             raise PermanentError(f"session {session} is not in a turn of run {run_id}: nothing was appended")
-        return int(first)
+        return Appended(found["first"], found["joined"])
 
     async def read(self, pool: Pool, session: str, born: int, first: int, upto: int, most: int) -> list[Message]:
         """The last `most` messages of `first` to `upto`, from memory where they are there."""

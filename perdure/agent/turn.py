@@ -23,7 +23,7 @@ from perdure.agent.users import read_user
 from perdure.engine import Context
 from perdure.engine.at_once import Columns
 from perdure.engine.codec import short_hash
-from perdure.engine.committed_step import Also, short_transaction
+from perdure.engine.committed_step import GOES_ON, Also, short_transaction
 from perdure.errors import InvalidRequest, PermanentError, RunFailed
 from perdure.llm.types import Message, ModelReply, ToolRequest
 from perdure.store.postgres import Connection, PooledConnection, keeps_session
@@ -67,9 +67,10 @@ class Turn:
 
     detaches = True  # the model goes on while a background tool works
 
-    def __init__(self, agent: DurableAgent, ctx: Context, task: Any) -> None:
+    def __init__(self, agent: DurableAgent, ctx: Context, task: Any, *, whole: bool) -> None:
         self.agent = agent
         self.ctx = ctx
+        self._whole = whole  # whether the run does nothing else, and ends with the answer
         self.session = ctx.session_id or ctx.run_id
         self.prompt = read_prompt(task)
         self.user = read_user(task)
@@ -135,7 +136,7 @@ class Turn:
 
         async def at_once(connection: PooledConnection, columns: Columns) -> str | None:
             return await agent.sessions.open_at_once(
-                cast("Connection", connection), self.session, run_id, self.prompt, (*columns[:-2], columns[-1])
+                cast("Connection", connection), self.session, run_id, self.prompt, (*columns[:-3], columns[-2])
             )
 
         while True:
@@ -158,7 +159,7 @@ class Turn:
 
         @keeps_session
         async def append(connection: Connection, session: str, messages: list[str], close: bool) -> int:
-            return await agent.sessions.append(connection, session, run_id, messages, close=close, cost=cost)
+            return (await agent.sessions.append(connection, session, run_id, messages, close=close, cost=cost)).first
 
         texts = [dump(message) for message in messages]
         first = await self.ctx.transaction("close turn" if close else "append", append, self.session, texts, close)
@@ -172,13 +173,24 @@ class Turn:
         spent.add(reply)
         cost = spent.since(self._told)
 
-        async def close(connection: Connection, columns: Columns) -> None:
-            self._closed_at = await self.agent.sessions.append(
+        async def close(connection: Connection, columns: Columns) -> bool | None:
+            first, joined = await self.agent.sessions.append(
                 connection, self.session, self.ctx.run_id, [dump(assistant(reply))],
                 close=True, cost=cost, columns=columns,
             )  # fmt: skip
+            self._closed_at = first
+            if joined is not None:  # the run has ended, and `_answer` is not asked
+                self.agent.sessions.remember(self.session, self._born, first, [assistant(reply)])
+            return joined
 
-        return close
+        return Also(close, self._output(reply) if self._whole else GOES_ON)
+
+    def _output(self, reply: ModelReply) -> Any:
+        """What the run returns for its last answer, if that is an answer of the output type."""
+        if self.structured is None:
+            return reply.text
+        problem, output = self.structured.read(reply.text)
+        return GOES_ON if problem is not None or reply.stop in DECLINED else output
 
     def _goes_on(self, reply: ModelReply, *, last: bool) -> bool:
         """Whether more is to come after `reply`: tools that it asks for, or a better answer."""

@@ -448,6 +448,10 @@ class Execution:
         else:
             self.host.engine_failed(self, error)
 
+    def ended(self, move: Move, *, joined: bool) -> None:
+        """The run has ended in the commit of its last step's row: its code is not asked any more."""
+        self.host.journal.moved(Entry(self, move=move, joined=joined))
+
     def moved(self, move: Move) -> None:
         """`move` is committed: the run ended, or waits elsewhere."""
         reach("wait.after" if move.status in ("waiting", "paused") else "end.after", self.run_id)

@@ -175,6 +175,11 @@ class Journal:
         entry.move = again
         await self._write_moves([entry])
 
+    def moved(self, entry: Entry) -> None:
+        """A move was committed with a step's row, by another statement: tell of it."""
+        _tell(entry, entry.writer.moved, entry.move)
+        self._after([entry])
+
     def _after(self, entries: list[Entry]) -> None:
         if not entries:
             return

@@ -1,11 +1,14 @@
-"""The opening of a turn and the answer that ends it: each one statement with its row, under the fence, counted once."""
+"""A turn's opening, and its answer with the ends of turn and run: each is one statement with its row, counted once."""
 
 from __future__ import annotations
 
+import orjson
 import pytest
 
+from perdure import subjects
 from perdure.agent.durable import DurableAgent
 from perdure.agent.session import Sessions
+from perdure.engine import workflow
 from perdure.llm.types import ModelReply
 from perdure.testing.models import ScriptedModel
 from tests.integration.agent_support import output, spoken, transcript
@@ -75,3 +78,47 @@ async def test_what_was_written_without_an_answer_counts_once(settings, nc, pool
         assert await output(platform, "bob", "and?", session_id="s") == "4", "the system's words, and three messages"
     assert await rows(pool, "first") == ["open turn", "model"]
     assert len(model.requests) == 2, "the model is not asked again"
+
+
+async def ends(pool, run_id):
+    row = await pool.fetchrow("SELECT status, output, end_seq, xmin::text AS at FROM runs WHERE run_id = $1", run_id)
+    last = await pool.fetchval("SELECT xmin::text FROM journal WHERE run_id = $1 ORDER BY seq DESC LIMIT 1", run_id)
+    return row["status"], row["output"], row["end_seq"], row["at"] == last
+
+
+async def test_an_answer_ends_its_run_in_the_same_commit_and_whoever_listens_is_told(settings, nc, pool):
+    told = await nc.subscribe(subjects.run_events("one"))
+    async with in_process(settings, nc, DurableAgent("bob", model=ScriptedModel("hi"), stream=False)) as platform:
+        assert await output(platform, "bob", "hello", run_id="one", session_id="s") == "hi"
+        events = {}
+        while "run.completed" not in events:
+            event = orjson.loads((await told.next_msg(timeout=10)).data)
+            events[event["type"]] = event["seq"]
+    assert events == {"run.started": 0, "step.started": 1, "step.completed": 2, "run.completed": 3}
+    assert await ends(pool, "one") == ("completed", '"hi"', 3, True)
+
+
+async def test_an_answer_does_not_end_a_run_whose_code_goes_on(settings, nc, pool):
+    class Polite(DurableAgent):
+        @workflow
+        async def run(self, ctx, task):
+            said = await super().run(ctx, task)
+            return await ctx.step("thank", self.thank, said)
+
+        async def thank(self, said: str) -> str:
+            return f"{said}, and thank you"
+
+    async with in_process(settings, nc, Polite("bob", model=ScriptedModel("hi"))) as platform:
+        assert await output(platform, "bob", "hello", run_id="one", session_id="s") == "hi, and thank you"
+    assert await rows(pool, "one") == ["open turn", "model", "thank"]
+
+
+async def test_a_row_behind_the_last_one_keeps_its_run_open(pool):
+    run = "INSERT INTO runs (run_id, agent_name, task, task_hash, status, epoch) VALUES ('r', 'a', '1', 'h', $1, 1)"
+    await pool.execute(run, "running")
+    last = "SELECT journal_last_row('r', 1, $1, '1', 'step', 's', 'h', 1, 1, 0, 0, '1', '\"out\"')"
+    await pool.execute("SELECT journal_row('r', 1, 2, '!cancel', 'cancel', 'cancel', '', 1, 1, 0, 0, NULL)")
+    assert await pool.fetchval(last, 1) is None
+    assert await pool.fetchval("SELECT status FROM runs") == "running"
+    assert await pool.fetchval(last, 3) is False
+    assert tuple(await pool.fetchrow("SELECT status, end_seq FROM runs")) == ("completed", 4)

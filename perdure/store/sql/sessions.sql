@@ -1,10 +1,12 @@
 -- Conversations. Every write of a turn is one commit with a journal row: in a transaction, or, where the last
--- parameters are that row, by the statement itself (`journal_row`, migrations/0034_journal_row.sql).
+-- parameters are that row, by the statement itself (`journal_row`, migrations/0034_journal_row.sql, and
+-- `journal_last_row`, migrations/0044_last_row.sql).
 
 -- name: open_turn
 -- The row is locked until the commit. Another run's turn that is still open keeps the session. With nothing in the
 -- background the messages $4 are appended at once, with the row $5 to $15 if there is one, whose result is `row`; else
--- results of it come first, in statements of their own.
+-- results of it come first, in statements of their own. Whether a run is over is asked of its key alone: with EXISTS
+-- Postgres may look through all that are not.
 WITH background AS (
   SELECT EXISTS (SELECT FROM session_results WHERE agent_name = $1 AND session_id = $2 AND seq IS NULL) AS waits
 ), turn AS (
@@ -14,13 +16,13 @@ WITH background AS (
   SET updated_at = now(),
       turn_run_id = CASE
         WHEN s.turn_run_id IS NULL OR s.turn_run_id = $3 THEN $3
-        WHEN EXISTS (SELECT FROM runs r WHERE r.run_id = s.turn_run_id AND r.finished_at IS NULL) THEN s.turn_run_id
+        WHEN (SELECT r.finished_at IS NULL FROM runs r WHERE r.run_id = s.turn_run_id) THEN s.turn_run_id
         ELSE $3
       END,
       next_seq = s.next_seq + CASE
         WHEN (SELECT waits FROM background) THEN 0
         WHEN s.turn_run_id IS NULL OR s.turn_run_id = $3 THEN cardinality($4::text[])
-        WHEN EXISTS (SELECT FROM runs r WHERE r.run_id = s.turn_run_id AND r.finished_at IS NULL) THEN 0
+        WHEN (SELECT r.finished_at IS NULL FROM runs r WHERE r.run_id = s.turn_run_id) THEN 0
         ELSE cardinality($4::text[])
       END
   RETURNING first_seq, next_seq, turn_run_id, input_tokens + output_tokens AS tokens, cost, summary, summary_upto,
@@ -59,22 +61,25 @@ WHERE agent_name = $1 AND session_id = $2 AND call_id = ANY ($4::text[])
 
 -- name: append_messages
 -- Appends for the run that holds the turn ($3), or takes up a turn that nobody holds (a run that was resumed).
--- $5 closes the turn; $6 to $8 is what the messages cost; $9 to $20 is the step's row, if there is one. Returns the
--- first seq, or no row for another's turn.
+-- $5 closes the turn; $6 to $8 is what the messages cost; $9 to $20 is the step's row, if there is one, and $21 the
+-- output of the run that ends with it, if it does. Returns the first seq, or no row for another's turn.
 WITH taken AS (
   UPDATE sessions SET next_seq = next_seq + cardinality($4::text[]), updated_at = now(),
          turn_run_id = CASE WHEN $5 THEN NULL ELSE $3 END,
          input_tokens = input_tokens + $6, output_tokens = output_tokens + $7, cost = cost + $8
   WHERE agent_name = $1 AND session_id = $2
-    AND (turn_run_id = $3 OR NOT EXISTS (SELECT FROM runs r WHERE r.run_id = turn_run_id AND r.finished_at IS NULL))
+    AND (turn_run_id = $3 OR (SELECT r.finished_at IS NULL FROM runs r WHERE r.run_id = turn_run_id) IS NOT TRUE)
   RETURNING next_seq - cardinality($4::text[]) AS first
 ), added AS (
   INSERT INTO session_messages (agent_name, session_id, seq, run_id, message)
   SELECT $1, $2, taken.first + m.at - 1, $3, m.message::json
   FROM taken, unnest($4::text[]) WITH ORDINALITY AS m (message, at)
 )
-SELECT first, CASE WHEN $10::bigint IS NOT NULL THEN
-  journal_row($3, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19::json, $20) END AS row
+SELECT first,
+  CASE WHEN $10::bigint IS NOT NULL AND $21::json IS NULL THEN
+    journal_row($3, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19::json, $20) END AS row,
+  CASE WHEN $21::json IS NOT NULL THEN
+    journal_last_row($3, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19::json, $20, $21::json) END AS joined
 FROM taken
 
 -- name: read_messages

@@ -8,9 +8,10 @@ from typing import Any
 import orjson
 import pytest
 
+from perdure.engine.at_once import NO_ROW
 from perdure.store.queries import load_queries
 
-ENGINE, RUNS = load_queries("engine.sql"), load_queries("runs.sql")
+ENGINE, RUNS, SESSIONS = load_queries("engine.sql"), load_queries("runs.sql"), load_queries("sessions.sql")
 IDS = sorted(f"{n:032x}" for n in range(10, 30))
 ONES, NONE = [1] * len(IDS), [None] * len(IDS)
 LINES, NUMBERS, PLACES = "\n".join(IDS), f"{{{'1,' * 19}1}}", f"{{{','.join(map(str, range(1, 21)))}}}"
@@ -24,6 +25,9 @@ KEYS = {
     "queues_pkey",
     "signals_unconsumed",
     "signals_once",
+    "sessions_pkey",
+    "sessions_by_id",
+    "session_results_open",
 }
 
 STATEMENTS = {
@@ -48,6 +52,8 @@ STATEMENTS = {
     "give_back_signals": (ENGINE["give_back_signals"], (IDS, ONES)),
     "join_children": (ENGINE["join_children"], (IDS,)),
     "lock_joined": (ENGINE["lock_joined"], (IDS,)),
+    "open_turn": (SESSIONS["open_turn"], ("a", "s", IDS[0], ["1"], 1, *NO_ROW[1:-2])),
+    "append_messages": (SESSIONS["append_messages"], ("a", "s", IDS[0], ["1"], True, 1, 1, 1.0, *NO_ROW)),
 }
 
 FILL = """
@@ -66,6 +72,10 @@ INSERT INTO journal (shelf, run_id, seq, path, kind, name, hash, outcome, epoch,
 SELECT shelf, run_id, seq, seq, 'step', 's', 'h', 'ok', 1, now(), now() FROM runs, generate_series(1, 3) AS seq
 """
 SIGNALS = "INSERT INTO signals (run_id, name, payload) SELECT run_id, 'go', '1' FROM runs"
+TALKS = """
+INSERT INTO sessions (agent_name, session_id, turn_run_id) SELECT 'a', 's' || n, lpad(to_hex(n), 32, '0')
+FROM generate_series(1, 3000) AS n
+"""
 SMALL = {"processes", "retention", "journal_shelves"}
 READS = {"Seq Scan", "Index Scan", "Index Only Scan", "Bitmap Index Scan"}
 
@@ -82,14 +92,15 @@ async def test_a_statement_about_a_few_runs_reads_no_more_than_those(pool, analy
     async with pool.acquire() as connection:
         shelves = await connection.fetch("SELECT shelf FROM journal_shelves ORDER BY shelf")
         assert [record["shelf"] for record in shelves] == [1, 2]
-        for table in ("runs", "journal_0", "journal_1", "journal_2", "signals"):
+        for table in ("runs", "journal_0", "journal_1", "journal_2", "signals", "sessions"):
             await connection.execute(f"ALTER TABLE {table} SET (autovacuum_enabled = false)")
             await connection.execute(f"ANALYZE {table}")
         for statement in (
             FILL,
             JOURNAL,
             SIGNALS,
-            *(["ANALYZE runs, journal, signals"] if analyzed else []),
+            TALKS,
+            *(["ANALYZE runs, journal, signals, sessions"] if analyzed else []),
         ):
             await connection.execute(statement)
         wrong = []
