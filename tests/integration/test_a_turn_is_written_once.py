@@ -71,8 +71,10 @@ async def test_what_was_written_without_an_answer_counts_once(settings, nc, pool
 
     monkeypatch.setattr(Sessions, step, over_a_bad_line)
     model = ScriptedModel("hi", lambda request: str(len(request.messages)))
-    async with in_process(settings, nc, DurableAgent("bob", model=model)) as platform:
+    async with in_process(settings, nc) as platform:
+        worker = (await platform.agent(DurableAgent("bob", model=model))).worker
         assert await output(platform, "bob", "hello", run_id="first", session_id="s") == "hi"
+        assert not worker.fences, "what its own first try has done does not make it give up the run"
         assert spoken(await transcript(pool, "s")) == ONCE
         assert len(tries) == 2
         assert await output(platform, "bob", "and?", session_id="s") == "4", "the system's words, and three messages"
@@ -116,7 +118,7 @@ async def test_an_answer_does_not_end_a_run_whose_code_goes_on(settings, nc, poo
 async def test_a_row_behind_the_last_one_keeps_its_run_open(pool):
     run = "INSERT INTO runs (run_id, agent_name, task, task_hash, status, epoch) VALUES ('r', 'a', '1', 'h', $1, 1)"
     await pool.execute(run, "running")
-    last = "SELECT journal_last_row('r', 1, $1, '1', 'step', 's', 'h', 1, 1, 0, 0, '1', '\"out\"')"
+    last = "SELECT journal_last_row('r', 1, $1, '1', 'step', 's', 'h', 1, 1, 0, 0, '1', NULL, '\"out\"')"
     await pool.execute("SELECT journal_row('r', 1, 2, '!cancel', 'cancel', 'cancel', '', 1, 1, 0, 0, NULL)")
     assert await pool.fetchval(last, 1) is None
     assert await pool.fetchval("SELECT status FROM runs") == "running"

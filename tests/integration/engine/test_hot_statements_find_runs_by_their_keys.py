@@ -112,6 +112,17 @@ async def test_a_statement_about_a_few_runs_reads_no_more_than_those(pool, analy
         assert not wrong, wrong
 
 
+async def test_the_plan_that_a_turns_statement_keeps_from_a_small_table_finds_runs_by_their_keys_too(pool):
+    async with pool.acquire() as connection:
+        await connection.execute(FILL.replace("12000", "300"))
+        await connection.execute("ANALYZE runs")
+        for name in ("open_turn", "append_messages", "next_turns"):
+            found = list(nodes(await plan(connection, name, *STATEMENTS[name], once=True)))
+            used = {node["Index Name"] for node in found if "runs" in node.get("Index Name", "")}
+            assert used <= KEYS, (name, used)
+            assert not [node for node in found if node.get("Relation Name") == "runs" and "Seq" in node["Node Type"]]
+
+
 async def plan(connection: Any, name: str, statement: str, arguments: tuple[Any, ...], *, once: bool) -> dict[str, Any]:
     """How `statement` would be executed: for these arguments, or, `once`, for any."""
     if once:
