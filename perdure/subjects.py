@@ -30,6 +30,8 @@ PAYLOAD_GET: Final = "payload.get"
 TASK: Final = "task"
 WORK: Final = "work"
 PROCESS: Final = "process"
+SLOTS_WANTED: Final = "slots.want"
+SLOTS_GRANTED: Final = "slots.grant"
 QUEUE_LIST: Final = "queue.list"
 QUEUE_LOOK: Final = "queue.look"
 TIMER_SOON: Final = "timer.soon"
@@ -196,6 +198,21 @@ def process_nudge(process_id: str) -> str:
 def process_offer(process_id: str) -> str:
     """Core subject on which one process is told of a run of a queue in which it has a place."""
     return f"{PROCESS}.{process_id}.offer"
+
+
+def process_claimed(process_id: str) -> str:
+    """Core subject on which one process is told of runs that a scheduler has claimed for it as it accepted them."""
+    return f"{PROCESS}.{process_id}.claimed"
+
+
+def slots_wanted(agent: str) -> str:
+    """Core subject on which a scheduler asks the processes of an agent for slots."""
+    return f"{SLOTS_WANTED}.{agent}"
+
+
+def slots_granted(scheduler: str, agent: str) -> str:
+    """Core subject on which a process of an agent grants slots to one scheduler."""
+    return f"{SLOTS_GRANTED}.{scheduler}.{agent}"
 
 
 def prompt_token(agent: str) -> str:

@@ -95,7 +95,7 @@ def agent(
         *(subjects.config_get(name), subjects.config_schema(name), subjects.config_applied(name)),
         *(subjects.work("*"), subjects.run_events("*"), subjects.run_ended(name, "*")),
         *(subjects.process_nudge("*.*.*"), subjects.process_offer("*.*.*")),
-        *(subjects.TIMER_SOON, subjects.QUEUE_LOOK, subjects.run_ask(name)),
+        *(subjects.TIMER_SOON, subjects.QUEUE_LOOK, subjects.run_ask(name), subjects.slots_granted("*", name)),
         *(f"{_API}.STREAM.INFO.{_stream(namespace, each)}" for each in _STREAMS),
         *(subject for each in (mine, *consume) for subject in _consumes(namespace, each)),
         *publish,
@@ -103,6 +103,7 @@ def agent(
     hears = [
         *(subjects.CONFIG_UPDATE, subjects.config_state(name)),
         *(subjects.process_nudge(f"{name}.*.*"), subjects.process_offer(f"{name}.*.*")),
+        *(subjects.process_claimed(f"{name}.*.*"), subjects.slots_wanted(name)),
         *subscribe,
     ]
     if prompts:
@@ -140,6 +141,7 @@ def _scheduler(namespace: str, callbacks: str) -> Permissions:
     says = [
         *(subjects.work("*"), subjects.run_events("*"), subjects.run_ended("*", "*")),
         *(subjects.process_nudge("*.*.*"), subjects.process_offer("*.*.*"), subjects.TIMER_SOON, subjects.QUEUE_LOOK),
+        *(subjects.process_claimed("*.*.*"), subjects.slots_wanted("*")),
         *(f"{_API}.STREAM.{verb}.{each}" for each in streams for verb in ("INFO", "CREATE", "UPDATE")),
         *_consumes(namespace, tasks),
         *(
@@ -153,7 +155,7 @@ def _scheduler(namespace: str, callbacks: str) -> Permissions:
     hears = [
         *(subjects.run_start("*"), subjects.run_ask("*"), "run.*", "session.*", f"{subjects.SCHEDULE}.*"),
         *(subjects.PAYLOAD_PUT, subjects.PAYLOAD_GET, subjects.QUEUE_LIST, subjects.QUEUE_LOOK, subjects.TIMER_SOON),
-        *(subjects.run_ended("*", "*"), _HEARS_LEVEL),
+        *(subjects.run_ended("*", "*"), subjects.slots_granted("*", "*"), _HEARS_LEVEL),
     ]
     about = "accepts runs, wakes what is due, requeues what was lost"
     return _user(namespace, SCHEDULER, about, says, hears, replies="")

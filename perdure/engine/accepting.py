@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import Any, TypeVar
 
@@ -22,12 +22,18 @@ T = TypeVar("T")
 
 
 async def insert_starts(connection: PooledConnection, starts: Sequence[Start]) -> set[str]:
-    """Insert runs, each once; the ids of those that are new. With options or callbacks, call it in a transaction."""
+    """Insert runs, each once; the ids of those that are new. With options or callbacks, call it in a transaction.
+
+    A start with a `holder` that got its slot says in `held` what that process is to be told.
+    """
     stored = list(zip(starts, await _stored_tasks(connection, starts), strict=True))
     plain = [(start, task) for start, task in stored if start.options is None]
     made: set[str] = set()
     if plain:
-        made = {record["run_id"] for record in await connection.fetch(_RUNS["accept"], *_columns(plain))}
+        records = await connection.fetch(_RUNS["accept"], *_columns(plain), *_holders([start for start, _ in plain]))
+        made = {record["run_id"] for record in records}
+        if any(start.holder is not None for start, _ in plain):
+            _hold(plain, {record["run_id"]: record["started_at"] for record in records})
     if len(plain) < len(starts):
         placed = [(start, task) for start, task in stored if start.options is not None]
         records = await connection.fetch(
@@ -106,6 +112,26 @@ def _columns(stored: Sequence[tuple[Start, str | None]]) -> tuple[list[Any], ...
         said([start.parent_path for start in starts]),
         said([start.trace for start in starts]),
     )
+
+
+def _holders(starts: Sequence[Start]) -> tuple[list[Any], ...]:
+    holders = [start.holder for start in starts]
+    return (
+        said([holder and holder.process_id for holder in holders]),
+        said([holder and holder.version for holder in holders]),
+        said([holder and holder.source_hash for holder in holders]),
+        said([holder and holder.config_hash for holder in holders]),
+        said([holder and holder.config_revision for holder in holders]),
+    )
+
+
+def _hold(stored: Sequence[tuple[Start, str | None]], began: Mapping[str, datetime | None]) -> None:
+    for start, task in stored:
+        started_at = began.get(start.run_id)
+        if start.holder is not None and started_at is not None:
+            version = start.holder.version
+            start.held = (start.run_id, start.workflow, version, start.session_id, start.trace, task)
+            start.held_since = started_at
 
 
 def said(column: list[T]) -> list[T]:

@@ -31,6 +31,7 @@ log = structlog.get_logger(__name__)
 
 MAX_SNAPSHOTS = 256
 AUDIT_EVERY = 5.0
+ON_THE_WAY = 1.0  # seconds after which the word of a run that was claimed for this process is taken for lost
 ALONE = 5.0  # seconds that a suspected run has its process for itself, at most
 OTHERS = 10.0  # seconds that the others have then, until the next one is claimed alone
 AMONG = 0.2  # seconds over which replicas spread their tries to take one
@@ -59,6 +60,8 @@ class Claims:
         self._missed = False  # a wake-up led to no claim: its run may be one that is claimed alone
         self._look_for_suspects = False
         self._suspects_from = 0.0  # loop time
+        self._audit_at = worker.loop.time() + AUDIT_EVERY
+        self._strays: set[tuple[str, int]] = set()  # runs and epochs that the last audit found without an execution
         self.snapshots: OrderedDict[str, AgentConfig] = _Snapshots()
 
     @property
@@ -94,15 +97,14 @@ class Claims:
 
     async def _run(self) -> None:
         loop = asyncio.get_running_loop()
-        audit_at = loop.time() + AUDIT_EVERY
         while True:
             with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout_at(audit_at):
+                async with asyncio.timeout_at(self._audit_at):
                     await self._wake.wait()
             self._wake.clear()
-            if loop.time() >= audit_at:
+            if loop.time() >= self._audit_at:
                 self._look_for_suspects = True
-                audit_at = loop.time() + (AUDIT_EVERY if await self._audit() else 0.2)
+                self._audit_at = loop.time() + await self._audit()
             while self._queue or self._queues:
                 batch, self._queue = self._queue, {}
                 queues, self._queues = self._queues, set()
@@ -119,8 +121,7 @@ class Claims:
                     log.warning("claim failed", action="claim.failed", runs=len(batch), error=type(error).__name__)
                     self._queue = {**batch, **self._queue}
                     self._queues |= queues
-                    audit_at = loop.time()
-                    self._wake.set()
+                    self.audit()
                     await asyncio.sleep(0.2)
                     break
                 reach("claim.begun")
@@ -134,30 +135,36 @@ class Claims:
                 except CONNECTION_ERRORS as error:
                     log.warning("suspects not claimed", action="claim.failed", error=type(error).__name__)
 
-    async def _audit(self) -> bool:
-        """Give back the runs that the database says this process holds, and it does not: a claim's answer was lost."""
+    def audit(self) -> None:
+        """Compare what this process holds with what the database says, now."""
+        self._audit_at = self._worker.loop.time()
+        self._wake.set()
+
+    async def _audit(self) -> float:
+        """Give back the runs that the database says this process holds, and it does not; the seconds to the next look.
+
+        A claim's answer was lost, or the word of runs that were claimed for this process. That may still be on its way:
+        a run is given back when it was missed twice.
+        """
         worker = self._worker
         try:
-            held = await worker.pool.fetch(worker.queries["held"], worker.process_id)
-            orphans = [row for row in held if row["run_id"] not in worker.executions]
-            if orphans:  # or runs that ended while the answer was on its way: those are not given back
-                given = await worker.pool.fetch(
-                    worker.queries["release"], [row["run_id"] for row in orphans], [row["epoch"] for row in orphans]
-                )
+            rows = await worker.pool.fetch(worker.queries["held"], worker.process_id)
+            strays = {(row["run_id"], row["epoch"]) for row in rows if row["run_id"] not in worker.executions}
+            again, self._strays = strays & self._strays, strays - self._strays
+            if again:  # or runs that ended while the answer was on its way: those are not given back
+                given = await worker.give_back(sorted(again))
                 if given:
-                    log.warning("runs without an execution are given back", action="claim.orphans", runs=len(given))
-                for record in given:
-                    worker.wake(record["run_id"], record["agent_name"])
+                    log.warning("runs without an execution are given back", action="claim.orphans", runs=given)
         except CONNECTION_ERRORS as error:
             log.info("audit postponed", action="claim.audit_failed", error=type(error).__name__)
-            return False
-        return True
+            return 0.2
+        return ON_THE_WAY if self._strays else AUDIT_EVERY
 
     async def _claim(self, run_ids: list[str], queues: set[str]) -> set[str]:
         """Claim what is ours; the runs whose version only other processes run. Adds the queues in which runs stand."""
         worker = self._worker
         reach("claim.before")
-        config, process_id = await self._newest_config(), worker.process_id
+        config, process_id = await self.newest_config(), worker.process_id
         # Also those that are in memory: a pending run that is there is one we have lost, or are leaving.
         records = await self._take(run_ids, config, process_id)
         reach("claim.after")
@@ -187,7 +194,7 @@ class Claims:
         if slots <= 0:
             return  # the end of a run here asks again, and the scheduler asks others
         reach("claim.before")
-        config, process_id = await self._newest_config(), worker.process_id
+        config, process_id = await self.newest_config(), worker.process_id
         records = await claim_queued(worker.pool, process_id, worker.agent_name, queue, slots, config, worker.offer)
         reach("claim.after")
         await self._begin([claimed(worker.agent_name, record) for record in records], config, process_id)
@@ -228,7 +235,7 @@ class Claims:
         """Claim a run, or the first one of its queue that is suspected; False when its time was over before a row."""
         worker = self._worker
         worker.alone = run_id
-        config, process_id = await self._newest_config(), worker.process_id
+        config, process_id = await self.newest_config(), worker.process_id
         offer = worker.offer
         if queue:
             records = await claim_queued(
@@ -248,7 +255,8 @@ class Claims:
             await asyncio.sleep(0.01)
         return True
 
-    async def _newest_config(self) -> AgentConfig:
+    async def newest_config(self) -> AgentConfig:
+        """The configuration that is live in this process; kept, for runs to stand on."""
         config = self._worker.newest_config()
         if config.hash not in self.snapshots:
             await self._worker.keep_snapshot(config)
@@ -272,6 +280,34 @@ class Claims:
                 worker.stop_unreadable(run, stands_on, unreadable[run.run_id])
             else:
                 worker.begin(run, histories.get(run.run_id, []), stands_on, snapshots)
+
+    async def begin_held(self, runs: list[ClaimedRun], process_id: str) -> None:
+        """Execute runs that a scheduler has claimed for this process; those that it cannot have now are given back."""
+        worker = self._worker
+        held = [(run.run_id, run.epoch) for run in runs]
+        reach("claim.after")
+        try:
+            if self._takes_held:
+                config = await self.newest_config()
+                stale = [run for run in runs if run.config_hash != config.hash]
+                if stale:  # a change came between the grant and the claim: they begin with what is live
+                    ids, epochs = [run.run_id for run in stale], [run.epoch for run in stale]
+                    await worker.pool.execute(worker.queries["stand_on"], ids, epochs, config.hash, config.revision)
+                    for run in stale:
+                        run.config_hash, run.config_revision = config.hash, config.revision
+                await self._begin([run for run in runs if run.run_id not in worker.executions], config, process_id)
+                reach("claim.begun")
+            if not self._takes_held:
+                for run in runs:
+                    if (execution := worker.executions.get(run.run_id)) is not None and execution.epoch == run.epoch:
+                        execution.close()
+                await worker.give_back(held)
+        except CONNECTION_ERRORS as error:
+            log.warning("runs not begun; the audit finds them", action="claim.failed", error=type(error).__name__)
+
+    @property
+    def _takes_held(self) -> bool:
+        return self._worker.takes and not self._stopped and self._worker.alone is None
 
     async def again(self, execution: Execution) -> None:
         """Replay a run that this process holds, from the journal, as another process would after it."""

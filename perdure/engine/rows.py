@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass, fields
 from datetime import datetime
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     import asyncpg
 
     from perdure.engine.start_options import StartOptions
@@ -55,6 +57,20 @@ class Start:
     options: StartOptions | None = None
     callback: str | None = None  # whom to tell of its end, as JSON text
     trace: str | None = None  # the W3C traceparent of whoever starts it
+    holder: Holder | None = None  # the process for which it is to be claimed at once
+    held: tuple[str | None, ...] | None = None  # what `holder` is told, once it holds the run: see `held` below
+    held_since: datetime | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Holder:
+    """A process with a slot for a run that is being accepted, and what the run would stand on there."""
+
+    process_id: str
+    version: str
+    source_hash: str
+    config_hash: str
+    config_revision: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,6 +143,17 @@ def claimed(agent_name: str, record: asyncpg.Record) -> ClaimedRun:
         queue=record["queue_name"],
         trace=record["trace"],
     )
+
+
+def held(agent_name: str, config: tuple[str, int], started_at: datetime, said: Sequence[Any]) -> ClaimedRun:
+    """A run that was claimed as it was accepted, of what `Start.held` says. Raises `TypeError` when that is nothing."""
+    run_id, workflow, version, session_id, trace, task = said
+    if not (isinstance(run_id, str) and isinstance(task, str)):
+        raise TypeError("a run's id and its task must be text")
+    return ClaimedRun(
+        run_id, agent_name, 1, workflow, version, session_id, None, task, 1, config[1], config[0], None, started_at,
+        0, 0, None, trace,
+    )  # fmt: skip
 
 
 _JOURNAL_FIELDS: Final = len(fields(JournalRow)) - 1  # `input` is not read

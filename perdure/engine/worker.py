@@ -33,6 +33,7 @@ from perdure.engine.mailbox import Mailbox
 from perdure.engine.offer import Offer
 from perdure.engine.points import reach
 from perdure.engine.rows import ClaimedRun, JournalRow, Move
+from perdure.engine.slots import Slots
 from perdure.engine.stored import unreadable
 from perdure.observe.logging import tell_where
 from perdure.settings import Settings
@@ -107,6 +108,7 @@ class Worker:
         tell_where(where)
         self._liveness = Liveness(settings, agent_name, self._lost, self.offer)
         self._claims = Claims(self)
+        self._reserved = Slots(self, self._claims)
         self._mailbox = Mailbox(self)
         self._consumer = PullConsumer(
             nats,
@@ -137,6 +139,9 @@ class Worker:
         await self.keep_snapshot(self._config.newest())
         for subject in (subjects.process_nudge, subjects.process_offer):
             self._nudges.append(await self.nats.subscribe(subject(f"{self._liveness.token}.*"), cb=self._nudged))
+        claimed, wanted = subjects.process_claimed(f"{self._liveness.token}.*"), subjects.slots_wanted(self.agent_name)
+        self._nudges.append(await self.nats.subscribe(claimed, cb=self._reserved.filled, pending_bytes_limit=-1))
+        self._nudges.append(await self.nats.subscribe(wanted, cb=self._reserved.wanted))
         loops: Sequence[Callable[[], Any]] = (self.journal.run, self._claims.run, self._mailbox.run, self._consumer.run)
         for loop in loops:
             self._tasks.add(asyncio.create_task(self._guard(loop), name=f"worker {loop.__qualname__}"))
@@ -157,6 +162,7 @@ class Worker:
     async def drain(self) -> None:
         """Take nothing new, let steps in flight end for a while, give the rest back: no attempt is counted for it."""
         self._draining = True  # from here on no step begins
+        self._reserved.withdraw()
         await self._consumer.stop()
         await self._claims.stop()
         self._consumer.flush()  # what the last claims acknowledged
@@ -178,7 +184,7 @@ class Worker:
 
     def freeze(self) -> None:
         """From this moment on nothing is written, claimed or executed: what a kill does at once."""
-        self._draining = True
+        self._draining = self._reserved.deaf = True
         self.events.outgoing.hold()
         for execution in list(self.executions.values()):
             execution.close()
@@ -202,6 +208,7 @@ class Worker:
         this process drains, or its lease is over.
         """
         self.alone = ""
+        self._reserved.withdraw()
         deadline = self.loop.time() + PATIENCE
         while (self.steps_running or not self.journal.idle) and self.takes and self.loop.time() < deadline:
             await asyncio.sleep(0.02)
@@ -219,18 +226,25 @@ class Worker:
         for execution in held:
             execution.close()
         try:
-            records = await self.pool.fetch(self.queries["release"], [e.run_id for e in held], [e.epoch for e in held])
+            given = await self.give_back([(execution.run_id, execution.epoch) for execution in held])
         except CONNECTION_ERRORS as error:
             log.warning("runs not given back; their lease will end", action="drain.failed", error=type(error).__name__)
             return
+        log.info("runs given back", action="drain.released", runs=given)
+
+    async def give_back(self, held: Sequence[tuple[str, int]]) -> int:
+        """Let others have runs that this process holds under these epochs; how many it did hold. No attempt counts."""
+        run_ids, epochs = [run_id for run_id, _ in held], [epoch for _, epoch in held]
+        records = await self.pool.fetch(self.queries["release"], run_ids, epochs)
         reach("release.after")
         for record in records:
             self.wake(record["run_id"], record["agent_name"])
-        log.info("runs given back", action="drain.released", runs=len(records))
+        return len(records)
 
     async def on_reconnect(self) -> None:
         """NATS is back: streams and consumer may be gone, and events of ends may have got lost on their way."""
         self._consumer.reset()
+        self._claims.audit()
         since = (self.events.outgoing.away_since or datetime.now(UTC)) - timedelta(seconds=LOST_IN_FLIGHT)
         self.events.outgoing.away_since = None
         self._soon(self._patiently(functools.partial(self.pool.execute, _ENDS["doubt_ends"], self.process_id, since)))
@@ -265,10 +279,12 @@ class Worker:
         """How many runs this process could take now, those that wake-ups wait for not counted."""
         if not self.takes or self.alone is not None:
             return 0
-        return min(self.settings.run_slots - len(self.executions), 256)
+        return min(self.settings.run_slots - len(self.executions) - self._reserved.open, 256)
 
     def _room(self) -> int:
-        return min(self.slots, self.settings.run_slots - len(self.executions) - self._claims.waiting)
+        return min(
+            self.slots, self.settings.run_slots - len(self.executions) - self._claims.waiting - self._reserved.kept
+        )
 
     def _take(self, message: Msg) -> None:
         run_id = message.data.decode("ascii", "replace")

@@ -33,6 +33,7 @@ from perdure.store.postgres import Kept, Pool
 from perdure.store.vault import vault_of
 from perdure.webhooks import check_url
 from services.scheduler.payloads import Payloads
+from services.scheduler.slots import Slots
 
 log = structlog.get_logger(__name__)
 
@@ -60,12 +61,17 @@ class Acceptor:
         self._kept = Kept(pool)
         self._nats = nats
         self._outgoing = Outgoing(nats)
+        self._slots = Slots(nats, self._outgoing, settings.instance_id)
         self._settings = settings
         self._clock: Clock = clock or SystemClock()
         self._line: list[_Waiting] = []
         self.results: Counter[str] = Counter()  # starts, by what they came to
         self._keyed = asyncio.Semaphore(KEYED)
         self._wake = asyncio.Event()
+
+    async def open(self) -> None:
+        """Hear which processes have slots."""
+        await self._slots.open()
 
     async def start(self, request: Request) -> dict[str, Any]:
         """`run.start.<agent>`."""
@@ -152,6 +158,7 @@ class Acceptor:
         for result, count in self.results.items():
             yield "perdure_runs_accepted_total", (result,), count
         yield "perdure_starts_waiting", (), len(self._line)
+        yield "perdure_runs_claimed_at_start_total", (), self._slots.filled
 
     async def run(self) -> None:
         """Commit until cancelled."""
@@ -187,12 +194,20 @@ class Acceptor:
 
     async def _commit(self, batch: Sequence[_Waiting]) -> None:
         reach("accept.before")
-        statuses = await runs.accept(self._kept, [waiting.start for waiting in batch])
+        starts = [waiting.start for waiting in batch]
+        self._slots.place(starts)
+        try:
+            statuses = await runs.accept(self._kept, starts)
+        finally:
+            self._slots.settle(starts)
         reach("accept.after")
+        self._slots.tell(starts)
         for waiting in batch:
-            status = statuses.get(waiting.start.run_id, "conflict")
-            if status in ("accepted", "pending"):
-                self._outgoing.put(subjects.work(waiting.start.agent_name), waiting.start.run_id.encode())
+            start = waiting.start
+            status = statuses.get(start.run_id, "conflict")
+            if status in ("accepted", "pending") and start.held is None:
+                self._outgoing.put(subjects.work(start.agent_name), start.run_id.encode())
+                self._slots.ask(start.agent_name)
             if not waiting.answer.done():
                 waiting.answer.set_result(status)
         self._outgoing.flush()

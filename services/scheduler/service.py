@@ -60,6 +60,7 @@ class Scheduler(Service):
         reaper = Reaper(self.pool, self.nats, self.settings)
         self._intake = TaskIntake(self.nats, acceptor)
         queues = Queues(self.pool, self.nats, self._clock)
+        await acceptor.open()
         self.spawn(acceptor.run, name="accept")
         self.spawn(asks.run, name="asks")
         await self._sweeper.open()

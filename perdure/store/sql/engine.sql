@@ -126,6 +126,19 @@ ORDER BY wanted.run_id, j.seq
 -- name: snapshots
 SELECT hash, revision, values FROM config_snapshots WHERE agent_name = $1 AND hash = ANY($2::text[])
 
+-- name: stand_on
+-- Runs that were claimed for this process while another configuration was live in it, and that have not begun.
+UPDATE runs SET config_hash = $3, config_revision = $4
+FROM (
+  SELECT r.run_id
+  FROM (SELECT * FROM unnest($1::text[], $2::bigint[]) AS t (run_id, epoch) ORDER BY run_id COLLATE "C") AS fence
+  CROSS JOIN LATERAL (
+    SELECT run_id FROM runs
+    WHERE run_id = fence.run_id AND epoch = fence.epoch AND status IS NOT DISTINCT FROM 'running' FOR NO KEY UPDATE
+  ) AS r
+) AS held
+WHERE runs.run_id = held.run_id
+
 -- name: keep_snapshot
 INSERT INTO config_snapshots (agent_name, hash, revision, values) VALUES ($1, $2, $3, $4::json)
 ON CONFLICT (agent_name, hash) DO NOTHING

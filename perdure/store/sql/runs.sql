@@ -8,20 +8,43 @@ FROM (SELECT DISTINCT hashtext(name) AS key FROM unnest($1::text[]) AS name ORDE
 -- name: accept
 -- Takes the locks of `lock_sessions` itself, so that it needs no transaction around it: a row, and with it its number in
 -- the order of turns, is made only when `locked` has been counted.
+-- A start that names a process which has a slot for it ($10) is claimed for that one at once, as block `claim` would
+-- right after: the row begins as `running`, in its first epoch. If the process cannot have it (it is lost, the agent's
+-- runs stand in a queue, an earlier turn of the session is not over) the run is pending, and woken as any other.
 WITH input AS (
   SELECT * FROM unnest($1::text[], $2::text[], $3::text[], $4::text[], $5::text[], $6::text[], $7::text[], $8::text[],
-                       $9::text[])
-    AS t (run_id, agent_name, workflow, session_id, task, task_hash, parent_run_id, parent_path, trace)
+                       $9::text[], $10::text[], $11::text[], $12::text[], $13::text[], $14::bigint[])
+    AS t (run_id, agent_name, workflow, session_id, task, task_hash, parent_run_id, parent_path, trace,
+          process_id, version, source_hash, config_hash, config_revision)
 ), locked AS MATERIALIZED (
   SELECT pg_advisory_xact_lock(1346719300, key)
   FROM (SELECT DISTINCT hashtext(agent_name || '/' || session_id) AS key FROM input WHERE session_id IS NOT NULL
         ORDER BY 1) AS wanted
+), holder AS MATERIALIZED (
+  SELECT p.process_id, p.agent_name, shelf_for(p.agent_name) AS shelf
+  FROM processes AS p
+  WHERE p.process_id = ANY($10::text[]) AND p.state = 'live' AND p.lease_until > clock_timestamp()
+    AND NOT EXISTS (
+      SELECT 1 FROM queues AS q
+      WHERE q.queue_name IN (p.agent_name, '*') AND num_nonnulls(q.concurrency, q.process_concurrency, q.rate_limit) > 0)
+), placed AS MATERIALIZED (  -- no join: turns are numbered in the order of the input
+  SELECT input.*, CASE
+    WHEN input.process_id IS NOT NULL AND (input.session_id IS NULL OR session_rests(input.agent_name, input.session_id))
+    THEN (SELECT h.shelf FROM holder AS h WHERE h.process_id = input.process_id AND h.agent_name = input.agent_name)
+    END AS shelf
+  FROM input CROSS JOIN (SELECT count(*) FROM locked) AS after
 )
-INSERT INTO runs (run_id, agent_name, workflow, session_id, task, task_hash, parent_run_id, parent_path, trace)
-SELECT run_id, agent_name, workflow, session_id, task::json, task_hash, parent_run_id, parent_path, trace
-FROM input CROSS JOIN (SELECT count(*) FROM locked) AS after
+INSERT INTO runs (run_id, agent_name, workflow, session_id, task, task_hash, parent_run_id, parent_path, trace,
+                  status, epoch, attempts, process_id, version, source_hash, config_hash, config_revision, started_at,
+                  shelf)
+SELECT run_id, agent_name, workflow, session_id, task::json, task_hash, parent_run_id, parent_path, trace,
+       CASE WHEN held THEN 'running' ELSE 'pending' END, held::integer, held::integer,
+       CASE WHEN held THEN process_id END, CASE WHEN held THEN version END, CASE WHEN held THEN source_hash END,
+       CASE WHEN held THEN config_hash END, CASE WHEN held THEN config_revision END, CASE WHEN held THEN now() END,
+       COALESCE(shelf, 0)
+FROM placed CROSS JOIN LATERAL (SELECT shelf IS NOT NULL AS held) AS t
 ON CONFLICT (run_id) DO NOTHING
-RETURNING run_id
+RETURNING run_id, started_at
 
 -- name: accepted_before
 SELECT run_id, task_hash, status FROM runs WHERE run_id = ANY($1::text[])
