@@ -20,8 +20,8 @@ from perdure.engine.slots import Granted, filled, read_granted
 log = structlog.get_logger(__name__)
 
 ASK_EVERY: Final = 0.05  # seconds between two requests for the slots of one agent
-LARGEST: Final = 131_072  # characters of a task that goes to its process with the claim
-AT_ONCE: Final = 262_144  # characters of tasks in one message
+LARGEST: Final = 65_536  # characters of a task that goes to its process with the claim
+AT_ONCE: Final = 131_072  # characters of tasks in one message: at most 4 bytes each, of the 1 MiB that NATS takes
 
 
 @dataclass(slots=True)

@@ -10,7 +10,8 @@ import pytest
 
 from perdure import subjects
 from perdure.agent.base import BaseAgent
-from perdure.engine import Context, runs, workflow
+from perdure.bus import wire
+from perdure.engine import Context, claims, runs, workflow
 from perdure.engine.accepting import insert_starts
 from perdure.engine.rows import Holder, Start
 from perdure.store.queries import load_queries
@@ -150,18 +151,8 @@ async def test_a_turn_sees_the_one_that_was_accepted_while_it_waited_for_the_ses
     assert second.held is None, "its statement began before the first turn was committed"
 
 
-async def test_of_two_turns_that_come_together_one_is_claimed(settings, nc, pool):
-    async with in_process(settings, nc, Quick) as platform:
-        await claimed_at_once(platform, pool, 0)
-        ids = await asyncio.gather(*(platform.start_run("quick", n, session_id="s") for n in range(20)))
-        for run_id in ids:
-            await until(platform, run_id, "completed", timeout=20)
-        overlaps = """SELECT count(*) FROM runs AS a JOIN runs AS b USING (session_id)
-                      WHERE a.turn < b.turn AND b.started_at < a.finished_at"""
-        assert await pool.fetchval(overlaps) == 0
-
-
-async def test_a_word_that_is_lost_costs_its_run_no_attempt(settings, nc, pool):
+async def test_a_word_that_is_lost_costs_its_run_no_attempt(settings, nc, pool, monkeypatch):
+    monkeypatch.setattr(claims, "AUDIT_EVERY", 600.0)
     async with in_process(settings, nc, Quick) as platform:
         worker = platform.services[-1].worker
         await claimed_at_once(platform, pool, 0)
@@ -187,7 +178,8 @@ async def test_a_run_begins_with_the_configuration_that_is_live_when_it_comes(se
         assert stood_on == (worker.newest_config().hash, worker.newest_config().revision)
 
 
-async def test_a_process_that_drains_gives_back_what_comes_to_it(settings, nc, pool):
+async def test_a_process_that_drains_gives_back_what_comes_to_it(settings, nc, pool, monkeypatch):
+    monkeypatch.setattr(claims, "AUDIT_EVERY", 600.0)
     async with in_process(settings, nc, Quick) as platform:
         first = platform.services[-1]
         await claimed_at_once(platform, pool, 0)
@@ -208,6 +200,21 @@ async def test_a_process_that_drains_gives_back_what_comes_to_it(settings, nc, p
         await platform.agent(Quick)
         await until(platform, run_id, "completed", timeout=20)
         await until(platform, staying, "completed", timeout=20)
+
+
+async def test_a_process_that_drains_takes_its_slots_back(settings, nc, pool):
+    async with in_process(settings, nc, Quick) as platform:
+        first = platform.services[-1]
+        await claimed_at_once(platform, pool, 0)
+        staying = await claimed_at_once(platform, pool, "stay")
+        await eventually(lambda: first.worker.steps_running == 1)
+        draining = asyncio.create_task(first.worker.drain())
+        await eventually(lambda: not first.worker.takes)
+        await wire.request(first.worker.nats, "run.get", {"run_id": staying})  # comes after what was said before
+        run_id = await platform.start_run("quick", "late")
+        assert await pool.fetchrow("SELECT status, epoch FROM runs WHERE run_id = $1", run_id) == ("pending", 0)
+        Quick.stops.set()
+        await draining
 
 
 async def test_each_scheduler_has_slots_of_its_own(settings, nc, pool):
