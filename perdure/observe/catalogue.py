@@ -75,9 +75,7 @@ _ALL: Final = (
     Metric("perdure_tool_calls_total", "counter", "Calls of tools.", ("agent", "tool", "outcome")),
     # -- the scheduler
     Metric("perdure_runs_accepted_total", "counter", "Starts, by what they came to.", ("result",)),
-    Metric(
-        "perdure_runs_claimed_at_start_total", "counter", "Runs claimed for a process in the commit that accepted them."
-    ),
+    Metric("perdure_runs_claimed_at_start_total", "counter", "Runs that were claimed as they were accepted."),
     Metric("perdure_starts_waiting", "gauge", "Starts that wait to be committed."),
     Metric("perdure_runs_pending", "gauge", "Runs that wait for a process.", ("agent",)),
     Metric("perdure_runs_pending_oldest_seconds", "gauge", "How long the oldest of them waits.", ("agent",)),
