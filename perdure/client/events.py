@@ -25,6 +25,7 @@ SILENCE: Final = 1.0  # seconds without an event, after which the run is looked 
 LONGEST_SILENCE: Final = 15.0  # the same, for a run of which nothing new was found the last times
 LAST_WORDS: Final = 0.2  # the same, once the run is known to have ended: its last event may be under way
 RETRY: Final = 0.2
+STORED_WITHIN: Final = 0.2  # the stream stores a moment after watchers are told; it has an event by then, or never
 REMEMBERED: Final = 20_000  # keys of events seen; the stream keeps 10,000 a run
 
 Key = tuple[int, Any, str, str]
@@ -71,6 +72,7 @@ class _Watch:
         self._after = after  # what the reader has seen before, until the replay is over
         self._after_index = index
         self._reconnects = nats.stats["reconnects"]
+        self._gap = True  # between what the stream has given and the first event that arrives
         self._ended = False
         self._end_seq: int | None = None  # of the end that it had when this watch began
         self._silence = SILENCE
@@ -145,12 +147,23 @@ class _Watch:
 
     async def _arrived(self, event: RunEvent) -> AsyncGenerator[RunEvent]:
         reconnects = self._nats.stats["reconnects"]
-        if reconnects != self._reconnects:
-            # What was said while we were away comes before what is said now.
-            self._reconnects = reconnects
-            async for stored in self._stored():
-                yield stored
+        if self._gap or reconnects != self._reconnects:
+            # What was said before we were there, or while we were away, comes before what is said now.
+            self._gap, self._reconnects = False, reconnects
+            if _key(event) not in self._seen and (self._seen or event["type"] != "run.started"):
+                async for stored in self._stored_before(event):
+                    yield stored
         yield event
+
+    async def _stored_before(self, event: RunEvent) -> AsyncGenerator[RunEvent]:
+        """What the stream has, once it has `event`, too: what was said before that is stored by then."""
+        found, pause = False, 0.0
+        while not found and pause < STORED_WITHIN:
+            await asyncio.sleep(pause)
+            async for stored in self._stored():
+                found = found or _key(stored) == _key(event)
+                yield stored
+            pause = max(pause * 2, 0.002)
 
     async def _opened(self, event: RunEvent) -> RunEvent:
         return await self._vault.open_event(event)  # type: ignore[return-value,arg-type]  # the same fields
@@ -202,8 +215,7 @@ class _Watch:
             return {"status": "unknown", "steps": []}
 
     def _is_new(self, event: RunEvent) -> bool:
-        # After a process was lost, its successor's passing events count from index 1 again: the time tells them apart.
-        key = (event["seq"], event["data"].get("index"), event["type"], event["time"])
+        key = _key(event)
         if key in self._seen:
             return False
         self._seen[key] = None
@@ -233,6 +245,11 @@ class _Watch:
             return True
         run = await self._connection.look(self._run_id)
         return run is None or f"run.{run['status']}" == event["type"]
+
+
+def _key(event: RunEvent) -> Key:
+    # After a process was lost, its successor's passing events count from index 1 again: the time tells them apart.
+    return event["seq"], event["data"].get("index"), event["type"], event["time"]
 
 
 def is_journaled(event: RunEvent) -> bool:

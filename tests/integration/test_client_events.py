@@ -9,6 +9,7 @@ import pytest
 from perdure import Client
 from perdure.agent.base import BaseAgent
 from perdure.client import events as events_module
+from perdure.client.stream import StreamReader
 from perdure.engine import Context, Retry, StepContext, workflow
 from perdure.engine.events import Events
 from perdure.errors import RunFailed
@@ -237,3 +238,25 @@ async def test_a_watcher_that_leaves_early_leaves_no_subscription(settings, nc):
         await eventually(lambda: durable(watcher.seen) == FIRST_HALF)
         watcher.cut()
         await eventually(lambda: set(client._connection._nats._subs) == before)
+
+
+@pytest.mark.parametrize("stored_late", [1, 3])
+async def test_what_was_said_before_the_watch_and_is_stored_after_it_is_not_lost(
+    settings, nc, monkeypatch, stored_late
+):
+    read, asked = StreamReader.read, []
+
+    async def late(self):
+        asked.append(self)
+        return [] if len(asked) <= stored_late else await read(self)
+
+    async with in_process(settings, nc, Talker), Client(settings) as client:
+        run = await start(client)
+        monkeypatch.setattr(StreamReader, "read", late)
+        watcher = Watcher(run)
+        await eventually(lambda: asked)
+        await eventually(lambda: client._connection.live._feeds)
+        await run.signal("go", 1)
+        seen = await watcher.end()
+    assert durable(seen) == WHOLE
+    assert [(e["seq"], e["data"]["fraction"]) for e in seen if e["type"] == "tool.progress"] == [(0, 0.5), (2, 0.5)]
