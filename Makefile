@@ -6,6 +6,8 @@ PY := $(VENV)/bin/python
 STAMP := $(VENV)/.set-up
 # pytest's workers; each starts a Postgres of its own.
 WORKERS ?= 2
+# What of the suite `make replay` runs.
+TESTS ?= tests
 PYTEST := $(PY) -m pytest
 
 .DEFAULT_GOAL := help
@@ -26,8 +28,8 @@ run: $(STAMP) ## Start the whole platform in the foreground; Ctrl-C stops all of
 test: $(STAMP) ## Run the whole test suite against real servers on free ports
 	@$(PYTEST) -n $(WORKERS)
 
-replay: $(STAMP) ## Run the engine's tests with every run replayed from its journal at every await
-	@$(PYTEST) -n $(WORKERS) tests/integration/engine --perdure-always-replay
+replay: $(STAMP) ## Run the test suite with every run replayed from its journal at every await (TESTS=... a part of it)
+	@$(PYTEST) -n $(WORKERS) --perdure-always-replay $(TESTS)
 
 lint: $(STAMP) ## Check style, types and import rules
 	$(PY) -m ruff check .

@@ -17,12 +17,23 @@ from perdure.store.platform_files import platform_root
 READY = b"perdure is ready"
 COMMAND = (sys.executable, "-m", "perdure.cli.main")
 _OURS = ("NATS_URL", "DATABASE_URL", "REDIS_URL", "OPENAI_", "PERDURE_", "CONSUL_", "PYTHONPATH")
+REPLAY = "PERDURE_ALWAYS_REPLAY"  # set under --perdure-always-replay
+
+
+def surroundings() -> dict[str, str]:
+    """The environment without what points at a platform or a model."""
+    return {name: value for name, value in os.environ.items() if not name.startswith(_OURS) or name == REPLAY}
 
 
 def environment(home: Path, **said: str) -> dict[str, str]:
-    """The environment without what points at a platform or a model, no ready agents, and what is `said`."""
-    kept = {name: value for name, value in os.environ.items() if not name.startswith(_OURS)}
-    return {**kept, "PERDURE_HOME": str(home), "PERDURE_AGENTS": "", "PYTHONPATH": str(platform_root()), **said}
+    """The same, with no ready agents, and what is `said`."""
+    return {
+        **surroundings(),
+        "PERDURE_HOME": str(home),
+        "PERDURE_AGENTS": "",
+        "PYTHONPATH": str(platform_root()),
+        **said,
+    }
 
 
 async def perdure(home: Path, *arguments: str, **said: str) -> tuple[int, str, str]:

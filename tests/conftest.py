@@ -14,6 +14,7 @@ One Postgres serves all tests of a worker: each test gets a clone of a migrated 
 from __future__ import annotations
 
 import asyncio
+import os
 import shutil
 import signal
 from collections.abc import AsyncIterator, Iterator
@@ -37,9 +38,17 @@ from perdure.store.migrate import migrate
 from perdure.store.postgres import Pool, create_pool
 from perdure.store.redis import create_redis
 from services.scheduler.retention import Retention
+from tests.command import REPLAY
 from tests.support import OwnServers, Servers, SharedPostgres, settings_for, temporary_folder
 
 TEMPLATE = "perdure_template"
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """With --perdure-always-replay the processes that tests start replay, too: they get this environment."""
+    if config.getoption("perdure_always_replay"):
+        os.environ[REPLAY] = "true"
+
 
 # A shell that starts the suite in the background makes it ignore Ctrl-C, and every program that a test starts, too.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:

@@ -13,6 +13,7 @@ from pathlib import Path
 from perdure.embedded.child import Child, last_words
 from perdure.settings import Settings
 from perdure.store.platform_files import platform_root
+from tests.command import REPLAY
 
 
 @dataclass
@@ -34,6 +35,7 @@ class Processes:
             "PERDURE_INSTANCE_ID": name,
             "PERDURE_LOG_FORMAT": "json",
             "PYTHONPATH": str(platform_root()),
+            **({REPLAY: "true"} if self.settings.always_replay else {}),
             **environment,
         }
         child = Child.spawn([sys.executable, "-m", module], log_file=self.log(name), env=env, cwd=self.folder)

@@ -10,6 +10,7 @@ from asyncio.subprocess import PIPE, STDOUT
 from pathlib import Path
 
 from perdure.store.platform_files import platform_root
+from tests.command import surroundings
 from tests.docs import ROOT, blocks
 from tests.support import temporary_folder
 
@@ -33,9 +34,7 @@ def pattern(printed: str) -> re.Pattern[str]:
 
 
 async def shell(folder: Path, command: str, **put: str) -> str:
-    mine = ("NATS_URL", "DATABASE_URL", "REDIS_URL", "OPENAI_", "PERDURE_", "CONSUL_")
-    kept = {name: value for name, value in os.environ.items() if not name.startswith(mine)}
-    env = {**kept, "PERDURE_HOME": str(folder / ".perdure"), "PERDURE_AGENTS": "assistant", "COLUMNS": "160"}
+    env = {**surroundings(), "PERDURE_HOME": str(folder / ".perdure"), "PERDURE_AGENTS": "assistant", "COLUMNS": "160"}
     env |= {"PYTHONPATH": str(platform_root()), "NO_COLOR": "1", "PATH": f"{folder}{os.pathsep}{os.environ['PATH']}"}
     process = await asyncio.create_subprocess_exec(
         *("/bin/sh", "-c", command), cwd=folder, env=env | put, stdout=PIPE, stderr=STDOUT

@@ -18,6 +18,7 @@ from pathlib import Path
 import pytest
 
 from perdure.store.platform_files import platform_root
+from tests.command import surroundings
 from tests.docs import ROOT, blocks
 from tests.support import eventually, temporary_folder
 
@@ -58,12 +59,10 @@ def folder() -> Iterator[Path]:
 
 
 async def shell(folder: Path, script: str, *, err: int = PIPE) -> Process:
-    mine = ("NATS_URL", "DATABASE_URL", "REDIS_URL", "OPENAI_", "PERDURE_", "CONSUL_")
-    kept = {name: value for name, value in os.environ.items() if not name.startswith(mine)}
     # The walk needs one of the two ready agents.
     said = {"PERDURE_AGENTS": "assistant", "PYTHONPATH": str(platform_root()), "COLUMNS": "200"}
     path = f"{folder / 'bin'}{os.pathsep}{os.environ['PATH']}"
-    env = {**kept, **said, "PATH": path}
+    env = {**surroundings(), **said, "PATH": path}
     return await asyncio.create_subprocess_exec(
         *("/bin/sh", "-euc", script), cwd=folder, env=env, stdout=PIPE, stderr=err
     )

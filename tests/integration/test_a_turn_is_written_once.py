@@ -88,6 +88,7 @@ async def ends(pool, run_id):
     return row["status"], row["output"], row["end_seq"], row["at"] == last
 
 
+@pytest.mark.in_memory
 async def test_an_answer_ends_its_run_in_the_same_commit_and_whoever_listens_is_told(settings, nc, pool):
     told = await nc.subscribe(subjects.run_events("one"))
     async with in_process(settings, nc, DurableAgent("bob", model=ScriptedModel("hi"), stream=False)) as platform:

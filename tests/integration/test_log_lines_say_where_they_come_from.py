@@ -59,6 +59,7 @@ def lines(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> Iterator[Lines
     structlog.configure(**config)
 
 
+@pytest.mark.in_memory
 async def test_every_line_of_a_step_says_where_it_comes_from(settings: Settings, nc: Nats, lines: Lines):
     async with Collector() as collector:
         traced = settings.model_copy(update={"otel_exporter_otlp_endpoint": collector.url})
