@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from perdure.agent.openapi import OpenApi
     from perdure.agent.team import Team
     from perdure.agent.tools import tool
-    from perdure.agent.triggers import cron, on
+    from perdure.agent.triggers import cron, every, on
     from perdure.client import Client, RunHandle
     from perdure.config.callbacks import on_config
     from perdure.config.messages import ConfigUpdate
@@ -52,6 +52,7 @@ _HOMES = {
     "Verdict": "perdure.agent.hooks",
     "on_config": "perdure.config.callbacks",
     "cron": "perdure.agent.triggers",
+    "every": "perdure.agent.triggers",
     "on": "perdure.agent.triggers",
     "run_agent": "perdure.runner.runner",
     "step": "perdure.engine",
@@ -82,6 +83,7 @@ __all__ = [
     "Team",
     "Verdict",
     "cron",
+    "every",
     "on",
     "on_config",
     "run_agent",

@@ -15,7 +15,7 @@ from pydantic import AwareDatetime, BaseModel, BeforeValidator, ConfigDict, Fiel
 from pydantic_core import PydanticCustomError
 
 from perdure.errors import InvalidRequest
-from perdure.subjects import AGENT_NAME, RUN_ID, TENANT, free_subject
+from perdure.subjects import AGENT_NAME, RUN_ID, SCHEDULE_NAME, TENANT, free_subject
 
 Id = Annotated[str, Field(pattern=f"^{RUN_ID.pattern}$")]
 AgentName = Annotated[str, Field(pattern=f"^{AGENT_NAME.pattern}$")]
@@ -328,11 +328,16 @@ class QueueList(Message):
     queue: AgentName | None = None
 
 
+Overlap = Literal["allow", "skip", "buffer_one"]
+ScheduleName = Annotated[str, Field(pattern=f"^{SCHEDULE_NAME.pattern}$")]
+
+
 class ScheduleSpec(Place):
     """What a schedule is: the moments of `cron` in `timezone` become runs of `agent`.
 
     `missed` says what becomes of moments at which no scheduler was up: `skip`, `latest` (one run for the last of them)
-    or `all` (the newest `missed_limit`). `overlap`: `skip` leaves a moment out while the run of an earlier one goes on.
+    or `all` (the newest `missed_limit`). `overlap`: `skip` leaves a moment out while the run of an earlier one goes on,
+    `buffer_one` while that has not begun.
     """
 
     agent: AgentName
@@ -342,20 +347,20 @@ class ScheduleSpec(Place):
     task: Any = None
     missed: Literal["skip", "latest", "all"] = "latest"
     missed_limit: Annotated[int, Field(strict=True, ge=1, le=1000)] = 100
-    overlap: Literal["allow", "skip"] = "allow"
+    overlap: Overlap = "allow"
     paused: Annotated[bool, Field(strict=True)] | None = None
 
 
 class ScheduleSet(ScheduleSpec):
     """`schedule.set`: makes a schedule; the same name again changes it."""
 
-    name: Id
+    name: ScheduleName
 
 
 class ScheduleRef(Message):
     """`schedule.get`, `schedule.pause`, `schedule.resume`, `schedule.delete`: one schedule."""
 
-    name: Id
+    name: ScheduleName
 
 
 class ScheduleBackfill(ScheduleRef):
@@ -370,7 +375,7 @@ class ScheduleList(Message):
 
     agent: AgentName | None = None
     limit: int = Field(50, ge=1, le=500)
-    cursor: Id | None = None
+    cursor: ScheduleName | None = None
 
 
 class ConfigGet(Message):

@@ -54,6 +54,8 @@ PROMPT_ANSWER: Final = "answer"  # agents.answer.…: where an agent waits for a
 
 AGENT_NAME: Final = re.compile(r"[a-z0-9][a-z0-9_-]{0,62}")
 RUN_ID: Final = re.compile(r"[A-Za-z0-9_-]{1,128}")
+SCHEDULE_NAME: Final = re.compile(r"(?:[A-Za-z0-9_-]{1,128}|cron\.[A-Za-z0-9_.-]{1,200})")
+"""What people give, or what an agent's code declares: `cron.<agent>.<name>`."""
 _NOT_IN_PROMPTS: Final = re.compile(r"[^a-z0-9-]+")
 
 PLATFORM: Final = "default"

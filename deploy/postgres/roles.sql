@@ -59,6 +59,7 @@ GRANT SELECT, INSERT, UPDATE, DELETE ON runs, journal, signals, processes, paylo
   queues, queue_starts, start_keys, push_configs, sessions, session_messages, session_results, approvals, tool_starts
   TO perdure_scheduler;
 GRANT SELECT, DELETE ON config_snapshots, dead_letters, cron_marks TO perdure_scheduler;
+GRANT SELECT, UPDATE, DELETE ON schedule_declarations TO perdure_scheduler;
 GRANT SELECT ON agent_configurations TO perdure_scheduler;
 GRANT EXECUTE ON FUNCTION make_shelf(integer, timestamptz, timestamptz), drop_shelf(integer) TO perdure_scheduler;
 
@@ -80,8 +81,8 @@ GRANT SELECT ON processes TO perdure_gateway;
 GRANT SELECT ON agent_configurations TO perdure_agents;
 GRANT SELECT, INSERT ON config_snapshots, journal, callbacks, dead_letters TO perdure_agents;
 GRANT SELECT (run_id, config_id, url) ON push_configs TO perdure_agents;
-GRANT SELECT, INSERT, UPDATE ON runs, processes, signals, payloads, payload_uses, queues, approvals, cron_marks
-  TO perdure_agents;
+GRANT SELECT, INSERT, UPDATE ON runs, processes, signals, payloads, payload_uses, queues, approvals,
+  schedule_declarations, cron_marks TO perdure_agents;
 GRANT SELECT, INSERT, UPDATE, DELETE ON sessions, session_messages, session_results, start_keys TO perdure_agents;
 GRANT SELECT, INSERT, DELETE ON queue_starts, tool_starts TO perdure_agents;
 GRANT USAGE ON SEQUENCE process_locks TO perdure_agents;
@@ -117,7 +118,7 @@ DECLARE
   place text;
 BEGIN
   FOREACH place IN ARRAY ARRAY['agent_configurations', 'sessions', 'session_messages', 'session_results', 'approvals',
-                               'cron_marks', 'dead_letters', 'memories'] LOOP
+                               'cron_marks', 'schedule_declarations', 'dead_letters', 'memories'] LOOP
     CONTINUE WHEN to_regclass(place) IS NULL;
     IF NOT (SELECT relrowsecurity FROM pg_class WHERE oid = to_regclass(place)) THEN
       EXECUTE format('ALTER TABLE %I ENABLE ROW LEVEL SECURITY', place);

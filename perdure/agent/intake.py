@@ -5,8 +5,7 @@ from __future__ import annotations
 import asyncio
 from base64 import b64encode
 from collections.abc import Mapping
-from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 import orjson
 import structlog
@@ -15,7 +14,7 @@ from nats.aio.subscription import Subscription
 
 from perdure import subjects
 from perdure.agent.base import BaseAgent, Resources
-from perdure.agent.triggers import OnClock, OnSubject, triggers_of
+from perdure.agent.triggers import OnSubject, triggers_of
 from perdure.bus.pull import PullConsumer
 from perdure.engine import WorkflowDefinition, runs
 from perdure.engine.codec import short_hash
@@ -23,11 +22,7 @@ from perdure.store.failures import CONNECTION_ERRORS
 from perdure.store.queries import load_queries
 from perdure.store.vault import Spot, vault_of
 
-if TYPE_CHECKING:
-    from perdure.engine.clock import Clock
-
 SLOTS: Final = 256
-MOST_MISSED: Final = 1000
 
 _SQL = load_queries("triggers.sql")
 log = structlog.get_logger()
@@ -40,14 +35,11 @@ class Unfit(Exception):
 class Triggers:
     """The triggers of one agent's process."""
 
-    def __init__(
-        self, agent: BaseAgent, workflows: Mapping[str, WorkflowDefinition], resources: Resources, clock: Clock
-    ) -> None:
+    def __init__(self, agent: BaseAgent, workflows: Mapping[str, WorkflowDefinition], resources: Resources) -> None:
         self._agent = agent.name
         self._workflows = workflows
         self._resources = resources
-        self._clock = clock
-        self._found = triggers_of(agent)
+        self._found = [(name, one) for name, one in triggers_of(agent) if isinstance(one, OnSubject)]
         self._tasks: set[asyncio.Task[Any]] = set()
         self._loops: list[asyncio.Task[None]] = []
         self._consumers: list[PullConsumer] = []
@@ -57,9 +49,7 @@ class Triggers:
     async def start(self) -> None:
         """Listen."""
         for workflow, trigger in self._found:
-            if isinstance(trigger, OnClock):
-                self._loops.append(asyncio.create_task(self._tick(workflow, trigger), name=f"cron {workflow}"))
-            elif trigger.stream is not None:
+            if trigger.stream is not None:
                 self._consume(workflow, trigger, trigger.stream)
             else:
                 await self._subscribe(workflow, trigger)
@@ -185,32 +175,3 @@ class Triggers:
             "a message cannot become a run", action="trigger.dead_letter",
             agent=self._agent, workflow=workflow, subject=message.subject, reason=reason[:300],
         )  # fmt: skip
-
-    # -- the clock ----------------------------------------------------------------------------------------------------
-
-    async def _tick(self, workflow: str, trigger: OnClock) -> None:
-        while True:
-            try:
-                await self._tick_once(workflow, trigger)
-            except CONNECTION_ERRORS as error:
-                log.warning("the schedule waits for Postgres", action="cron.retry", error=type(error).__name__)
-                await asyncio.sleep(1.0)
-
-    async def _tick_once(self, workflow: str, trigger: OnClock) -> None:
-        key = (self._agent, workflow, f"{trigger.schedule.text} {trigger.schedule.zone.key}")
-        pool, now = self._resources.pool, self._clock.now()
-        fired: datetime = await pool.fetchval(_SQL["cron_mark"], *key, now)
-        due: list[datetime] = []
-        moment = trigger.schedule.next_after(fired)
-        while moment is not None and moment <= now and len(due) < MOST_MISSED:
-            due.append(moment)
-            moment = trigger.schedule.next_after(moment)
-        for at in due if trigger.catch_up else due[-1:]:
-            # all replicas do this: the same moment is the same run
-            said = {"scheduled_for": at.astimezone(UTC).isoformat()}
-            await self._accept(f"cron-{short_hash(*key, at.isoformat())}", workflow, said)
-            await pool.execute(_SQL["cron_fired"], *key, at)
-        if moment is None:
-            await asyncio.Event().wait()  # it never comes again
-        elif not due or moment > now:
-            await self._clock.sleep_until(moment)

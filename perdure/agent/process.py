@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import structlog
 
 from perdure.agent.base import BaseAgent, Resources
+from perdure.agent.declaring import Declaring
 from perdure.agent.description import description_of
 from perdure.agent.intake import Triggers
 from perdure.bus.service import Service
@@ -17,7 +18,7 @@ from perdure.config.callbacks import call_back
 from perdure.config.client import CALLBACK, ConfigClient
 from perdure.config.messages import ConfigUpdate
 from perdure.config.snapshot import AgentConfig
-from perdure.engine.clock import Clock, SystemClock
+from perdure.engine.clock import Clock
 from perdure.engine.counts import readings
 from perdure.engine.hot_state import HotState
 from perdure.engine.traces import RunTraces
@@ -110,6 +111,7 @@ class AgentProcess(Service):
         workflows = self._agent.workflows()
         if not workflows:
             raise SetupError(f"agent {self.name} has no workflow: mark async def run(self, ctx, task) with @workflow")
+        declaring = Declaring(self._agent, self.pool)
         await self._agent.on_start()
         hot_state = HotState(self.redis)
         self.spawn(hot_state.run, name="hot-state")
@@ -129,8 +131,9 @@ class AgentProcess(Service):
         self.metrics.add(self._readings)
         self.health.add("lease", self._check_lease)
         self.health.add("config", self._check_config)
-        self._triggers = Triggers(self._agent, workflows, self._agent.resources, self._clock or SystemClock())
+        self._triggers = Triggers(self._agent, workflows, self._agent.resources)
         await self._triggers.start()
+        self.spawn(declaring.run, name="schedules")
         if "run" in workflows and self.settings.agent_prompts:
             # in a thread: it brings every kind of agent along, which an agent without a model has not loaded
             module = await asyncio.to_thread(import_module, "perdure.agent.prompt_protocol")

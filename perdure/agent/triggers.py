@@ -1,24 +1,31 @@
 """What begins runs by itself: messages on NATS subjects and in JetStream streams, and the clock.
 
-`@on("orders.created")` and `@cron("0 9 * * mon-fri")` go on async methods of an agent, which become workflows.
+`@on("orders.created")`, `@cron("0 9 * * mon-fri")` and `@every("30s")` go on async methods of an agent, which become
+workflows.
 """
 
 from __future__ import annotations
 
 import inspect
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias, TypeVar
 
-from perdure.agent.cron import Schedule
 from perdure.engine.definition import WORKFLOW_MARK, WorkflowMark
+from perdure.schedules.expression import Schedule
+from perdure.schedules.expression import every as _every
 
 if TYPE_CHECKING:
     from perdure.agent.base import BaseAgent
 
 F = TypeVar("F", bound=Callable[..., Any])
 Filter: TypeAlias = Callable[[Any], bool]
+Overlap: TypeAlias = Literal["allow", "skip", "buffer_one"]
 TRIGGERS = "__perdure_triggers__"
+_OVERLAPS: Final = ("allow", "skip", "buffer_one")
+_NAME: Final = re.compile(r"[A-Za-z0-9_-]{1,100}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,10 +39,15 @@ class OnSubject:
 
 @dataclass(frozen=True, slots=True)
 class OnClock:
-    """The moments of `schedule` begin runs; with `catch_up` also each one that was missed, else the last of them."""
+    """The moments of `schedule` begin runs; with `catch_up` also each one that was missed, else the last of them.
+
+    `name` is that of the schedule; the workflow's is taken where there is none.
+    """
 
     schedule: Schedule
     catch_up: bool
+    overlap: Overlap
+    name: str | None
 
 
 Trigger: TypeAlias = OnSubject | OnClock
@@ -54,14 +66,51 @@ def on(subject: str, *, stream: str | None = None, filter: Filter | None = None)
     return _marked(OnSubject(subject, stream, filter))
 
 
-def cron(schedule: str, *, timezone: str = "UTC", catch_up: bool = False) -> Callable[[F], F]:
+def cron(
+    schedule: str,
+    *,
+    timezone: str = "UTC",
+    catch_up: bool = False,
+    overlap: Overlap | None = None,
+    name: str | None = None,
+) -> Callable[[F], F]:
     """Begin a run of the decorated workflow at each moment of `schedule`: cron's five fields, or `@daily` and the like.
 
-    The task is `{"scheduled_for": ISO time}`. All replicas together make one run for a moment. Moments that passed
-    while no process was up become one run for the last of them, or one each with `catch_up` (at most 1,000). Raises
-    `ValueError` for a schedule that makes no sense.
+    The agent declares a schedule, `cron.<agent>.<name>` (the workflow's name unless given), which people may look at
+    and pause; the scheduler makes one run for a moment, whatever process is up. The task is `{"scheduled_for": ISO
+    time}`. Moments that the scheduler missed become one run for the last of them, and none while the run of an earlier
+    one has not begun; with `catch_up` each has its run (of those missed, the newest 1,000). `overlap` says otherwise:
+    `allow`, `buffer_one` (none while an earlier one has not begun) or `skip` (none while an earlier one goes on).
+    Raises `ValueError` for what makes no sense.
     """
-    return _marked(OnClock(Schedule.parse(schedule, timezone), catch_up))
+    return _clock(Schedule.parse(schedule, timezone), catch_up, overlap, name)
+
+
+def every(
+    interval: str | float | timedelta,
+    *,
+    catch_up: bool = False,
+    overlap: Overlap | None = None,
+    name: str | None = None,
+) -> Callable[[F], F]:
+    """Begin a run of the decorated workflow every so often: `30s`, `1h30m`, a number of seconds, or a timedelta.
+
+    It is `cron` with an interval of whole seconds, counted from 1970-01-01 00:00 UTC: each replica and each restart
+    has the same moments. Raises `ValueError` for an interval that makes no sense.
+    """
+    return _clock(Schedule.parse(_every(interval)), catch_up, overlap, name)
+
+
+def _clock(schedule: Schedule, catch_up: bool, overlap: Overlap | None, name: str | None) -> Callable[[F], F]:
+    if name is not None and not _NAME.fullmatch(name):
+        raise ValueError(f"the name of a schedule must match {_NAME.pattern}, and {name!r} does not")
+    if overlap not in (None, *_OVERLAPS):
+        raise ValueError(f"overlap must be one of {', '.join(_OVERLAPS)}, not {overlap!r}")
+    if catch_up and overlap not in (None, "allow"):
+        raise ValueError(
+            f"catch_up makes a run for each moment, and overlap={overlap!r} leaves some out: give one of both"
+        )
+    return _marked(OnClock(schedule, catch_up, overlap or ("allow" if catch_up else "buffer_one"), name))
 
 
 def _marked(trigger: Trigger) -> Callable[[F], F]:

@@ -1,4 +1,4 @@
-"""`perdure schedules …`: cron expressions whose moments become runs."""
+"""`perdure schedules …`: cron expressions and intervals whose moments become runs."""
 
 from __future__ import annotations
 
@@ -46,6 +46,7 @@ class Overlap(StrEnum):
 
     ALLOW = "allow"
     SKIP = "skip"
+    BUFFER_ONE = "buffer_one"
 
 
 def register(main: typer.Typer) -> None:
@@ -83,7 +84,7 @@ def set_(
     name: Name,
     agent: Annotated[str, typer.Argument(metavar="AGENT", help="Whose runs they are.", show_default=False)],
     cron: Annotated[
-        str, typer.Argument(metavar="CRON", help="Five fields, or @daily and the like.", show_default=False)
+        str, typer.Argument(metavar="CRON", help="Five fields, @daily and the like, or @every 30s.", show_default=False)
     ],
     *,
     timezone: Annotated[str, typer.Option("--timezone", "-z", help="Like Europe/Rome.")] = "UTC",
@@ -139,7 +140,7 @@ def resume(name: Name, *, output: Out = Output.TABLE) -> None:
 
 @app.command()
 def delete(name: Name) -> None:
-    """Take a schedule away. Its runs stay."""
+    """Take a schedule away. Its runs stay. One that an agent's code declares goes with the code."""
 
     async def work(client: Client) -> None:
         await client.delete_schedule(name)
@@ -186,12 +187,13 @@ def _table(schedules: Sequence[Mapping[str, Any]]) -> Table:
     for one in schedules:
         name = one["agent"] if one["workflow"] == "run" else f"{one['agent']}:{one['workflow']}"
         paused = f"[yellow]paused[/] {escape(one['error'] or '')}".rstrip()
+        waits = paused if one["paused"] else _moment(one["next_at"])
         table.add_row(
             one["name"],
             escape(name),
             escape(one["cron"]),
             one["timezone"],
-            paused if one["paused"] else _moment(one["next_at"]),
+            "[dim]no code declares it[/]" if one["retired_at"] else waits,
             _moment(one["last_at"]),
             f"all, {one['missed_limit']}" if one["missed"] == "all" else one["missed"],
         )

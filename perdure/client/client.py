@@ -16,9 +16,10 @@ from perdure.client.connection import Connection
 from perdure.client.handle import RunHandle
 from perdure.client.presence import Replica, replicas
 from perdure.client.schedules import Schedules
-from perdure.client.types import BulkAction, BulkCount, BulkPage, RunPage, SessionPage, StartOptions
+from perdure.client.types import BulkAction, BulkCount, BulkPage, RunPage, SessionPage
 from perdure.errors import InvalidRequest
 from perdure.settings import Settings
+from perdure.starting import StartKeywords
 
 
 class Client(Schedules):
@@ -66,17 +67,8 @@ class Client(Schedules):
         workflow: str = "run",
         run_id: str | None = None,
         session_id: str | None = None,
-        queue: str | None = None,
-        priority: int = 0,
-        fair_key: str | None = None,
-        delay: float | timedelta | None = None,
-        start_at: datetime | None = None,
-        dedup_key: str | None = None,
-        dedup_window: float | timedelta | None = None,
-        debounce_key: str | None = None,
-        debounce: float | timedelta | None = None,
-        debounce_max: float | timedelta | None = None,
         callback: str | Mapping[str, str] | None = None,
+        **options: Unpack[StartKeywords],
     ) -> RunHandle:
         """Have a run accepted; when this returns, it is durable, whether or not the agent is up.
 
@@ -92,20 +84,7 @@ class Client(Schedules):
         have a `secret` beside it, `secret://env/PERDURE_CALLBACK_SECRET_…`.
         """
         name = _checked(subjects.agent_name, agent)
-        said = self._start(task, workflow, run_id, session_id)
-        more = {
-            "queue": queue,
-            "priority": priority or None,
-            "fair_key": fair_key,
-            "delay": _seconds(delay),
-            "start_at": start_at,
-            "dedup_key": dedup_key,
-            "dedup_window": _seconds(dedup_window),
-            "debounce_key": debounce_key,
-            "debounce": _seconds(debounce),
-            "debounce_max": _seconds(debounce_max),
-        }
-        said |= {key: value for key, value in more.items() if value is not None}
+        said = self._start(task, workflow, run_id, session_id) | _said(options)
         if callback is not None:
             said["callback"] = callback if isinstance(callback, str) else dict(callback)
         accepted = await self._connection.insist(subjects.run_start(name), said)
@@ -120,7 +99,7 @@ class Client(Schedules):
         run_id: str | None = None,
         session_id: str | None = None,
         timeout: float | None = 60.0,
-        **options: Unpack[StartOptions],
+        **options: Unpack[StartKeywords],
     ) -> Any:
         """Start a run and return its output, waiting at most `timeout` seconds (None: as long as it takes).
 
@@ -291,8 +270,12 @@ class Client(Schedules):
         return said
 
 
-def _seconds(value: float | timedelta | None) -> float | None:
-    return value.total_seconds() if isinstance(value, timedelta) else value
+def _said(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Keywords of a start as they travel; `TypeError` for one that there is not."""
+    if unknown := options.keys() - StartKeywords.__annotations__.keys():
+        raise TypeError(f"start() got an unexpected keyword argument {min(unknown)!r}")
+    said = {key: value.total_seconds() if isinstance(value, timedelta) else value for key, value in options.items()}
+    return {key: value for key, value in said.items() if value is not None and (key, value) != ("priority", 0)}
 
 
 def _run_id(value: str) -> str:

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any, Final, Literal
+from typing import TYPE_CHECKING, Any, Final, Literal
 
 from perdure import subjects
 from perdure.client.connection import Connection
 from perdure.errors import InvalidRequest
+
+if TYPE_CHECKING:
+    from perdure.messages import Overlap
 
 _UNSET: Final = object()
 
@@ -37,7 +40,7 @@ class Schedules:
         workflow: str = "run",
         missed: Literal["skip", "latest", "all"] = "latest",
         missed_limit: int = 100,
-        overlap: Literal["allow", "skip"] = "allow",
+        overlap: Overlap = "allow",
         paused: bool | None = None,
         queue: str | None = None,
         priority: int = 0,
@@ -45,10 +48,12 @@ class Schedules:
     ) -> dict[str, Any]:
         """Make a schedule, or change the one of this name: moments of `cron` in `timezone` become runs of `agent`.
 
+        `cron` has five fields, or is like `@daily` or `@every 30s`.
+
         A `task` that is an object also gets `scheduled_for`, the moment in ISO 8601; without a task that is all.
         `missed`: moments at which no scheduler was up are skipped, become one run for the latest, or one each (the
-        newest `missed_limit`). `overlap="skip"` leaves a moment out while the run of an earlier one goes on. Raises
-        `InvalidRequest` for an expression or a zone that makes no sense.
+        newest `missed_limit`). `overlap`: `skip` leaves a moment out while the run of an earlier one goes on,
+        `buffer_one` while that has not begun. Raises `InvalidRequest` for an expression or a zone that makes no sense.
         """
         said = {
             "name": name,
@@ -88,7 +93,7 @@ class Schedules:
         return await self._schedule("resume", {"name": name})
 
     async def delete_schedule(self, name: str) -> None:
-        """Take a schedule away; its runs stay. Raises `NotFound`."""
+        """Take a schedule away; its runs stay. Raises `NotFound`; `Conflict` for one that an agent's code declares."""
         await self._connection.request(f"{subjects.SCHEDULE}.delete", {"name": name})
 
     async def backfill_schedule(self, name: str, since: datetime, to: datetime) -> list[str]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from datetime import datetime, timedelta
 from typing import Any, Final, Literal, TypedDict
 
 TERMINAL: Final = frozenset({"completed", "failed", "cancelled", "dead"})
@@ -22,21 +21,6 @@ class RunEvent(TypedDict):
     agent: str
     time: str
     data: dict[str, Any]
-
-
-class StartOptions(TypedDict, total=False):
-    """The options of `Client.start` that say where a run stands, when it begins, and under which key."""
-
-    queue: str | None
-    priority: int
-    fair_key: str | None
-    delay: float | timedelta | None
-    start_at: datetime | None
-    dedup_key: str | None
-    dedup_window: float | timedelta | None
-    debounce_key: str | None
-    debounce: float | timedelta | None
-    debounce_max: float | timedelta | None
 
 
 @dataclass(frozen=True, slots=True)

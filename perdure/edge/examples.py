@@ -44,6 +44,8 @@ _SCHEDULE: Final = {
     "cron": "0 6 * * *",
     "timezone": "UTC",
     "paused": False,
+    "declared": False,
+    "retired_at": None,
     "next_at": "2026-11-22T06:00:00+00:00",
     "last_at": None,
     "last_run_id": None,

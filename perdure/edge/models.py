@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
 
-from perdure.messages import AgentName, Configurations, Id, Message, Name, Revision, RunFilter, RunStatus
+from perdure.messages import AgentName, Configurations, Id, Message, Name, Revision, RunFilter, RunStatus, ScheduleName
 
 
 class Reply(BaseModel):
@@ -131,14 +131,16 @@ class Queues(Reply):
 
 
 class Schedule(Reply):
-    """A cron expression whose moments become runs."""
+    """A cron expression, or an interval, whose moments become runs."""
 
-    name: Id
+    name: ScheduleName
     agent: AgentName
     workflow: str
     cron: str
     timezone: str
     paused: bool
+    declared: bool
+    retired_at: str | None
     next_at: str | None
     last_at: str | None
     last_run_id: str | None

@@ -13,9 +13,10 @@ from perdure.engine.codec import encode, identity, short_hash
 from perdure.engine.failure import too_large
 from perdure.engine.keyed import JoinedCall, KeyedStart
 from perdure.engine.runs import new_start
-from perdure.engine.start_options import SPANS, ChildOptions, start_options
+from perdure.engine.start_options import start_options
 from perdure.engine.waits import ChildCall, RecordCall, seconds_of
 from perdure.errors import WorkflowMisuse
+from perdure.starting import SPANS, StartKeywords
 
 if TYPE_CHECKING:
     from perdure.engine.branch import Branch
@@ -47,7 +48,7 @@ class ChildContext:
         run_id: str | None = None,
         timeout: float | timedelta | None = None,
         session_id: str | None = None,
-        **options: Unpack[ChildOptions],
+        **options: Unpack[StartKeywords],
     ) -> Awaitable[Any]:
         """Run another agent as a durable child and return its output.
 
@@ -98,7 +99,7 @@ class ChildContext:
         workflow: str = "run",
         run_id: str | None = None,
         session_id: str | None = None,
-        **options: Unpack[ChildOptions],
+        **options: Unpack[StartKeywords],
     ) -> Awaitable[ChildRun]:
         """Start a durable child and go on; the child's id is known at once. The options are those of `call`.
 

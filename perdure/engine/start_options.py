@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
-from typing import Any, Final, TypedDict
+from typing import Any, Final
 
 from perdure import subjects
 
@@ -48,24 +48,6 @@ class StartOptions:
     def at(self, moment: datetime | None) -> StartOptions:
         """The same, not before `moment`."""
         return replace(self, begin_at=moment)
-
-
-class ChildOptions(TypedDict, total=False):
-    """What `ctx.call` and `ctx.start` take beside the task: see `StartOptions`."""
-
-    queue: str | None
-    priority: int
-    fair_key: str | None
-    delay: float | timedelta | None
-    start_at: datetime | None
-    dedup_key: str | None
-    dedup_window: float | timedelta | None
-    debounce_key: str | None
-    debounce: float | timedelta | None
-    debounce_max: float | timedelta | None
-
-
-SPANS: Final = frozenset({"delay", "dedup_window", "debounce", "debounce_max"})  # options that last so long
 
 
 def start_options(

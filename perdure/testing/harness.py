@@ -22,6 +22,8 @@ from perdure.bus.streams import ensure_streams
 from perdure.engine import control, history, points, runs
 from perdure.engine.definition import WorkflowDefinition, define_workflow
 from perdure.errors import RunFailed
+from perdure.schedules.declared import take_up
+from perdure.schedules.ticking import next_moment, tick
 from perdure.settings import Settings
 from perdure.store.postgres import Pool, create_pool
 from perdure.store.queries import load_queries
@@ -271,6 +273,9 @@ class Harness:
     async def _settle(self, target: datetime) -> datetime | None:
         """Wake what is due now, wait until every run rests, and say what is due next."""
         names = [self._agent.name, *self._mocks]
+        for start in (await tick(self.pool, self.clock.now()))[1]:
+            runs.wake(self.nc, start.run_id, start.agent_name)
+        await take_up(self.pool, self.clock.now())
         for record in await self.pool.fetch(_SQL["due_timers"], self.clock.now(), 10_000):
             runs.wake(self.nc, record["run_id"], record["agent_name"])
 
@@ -283,7 +288,8 @@ class Harness:
         if self._process is None:
             return None
         due: datetime | None = await self.pool.fetchval(_SQL["due_before"], target)
-        return due
+        moment = await next_moment(self.pool)
+        return min((each for each in (due, moment) if each is not None and each <= target), default=None)
 
     async def _answer_config(self, message: Msg) -> None:
         mine = message.subject.rpartition(".")[2] == self._agent.name

@@ -9,19 +9,20 @@ from typing import Any, Final
 import asyncpg
 from nats.aio.client import Client
 
-from perdure.agent.cron import Schedule, time_zone
 from perdure.bus.endpoint import Handler
 from perdure.bus.service import Request
 from perdure.engine import runs
 from perdure.engine.clock import Clock
 from perdure.engine.codec import decode, encode
 from perdure.engine.stored import SCHEDULE, open_columns, schedule_spot
-from perdure.errors import InvalidRequest, NotFound
+from perdure.errors import Conflict, InvalidRequest, NotFound
 from perdure.messages import ScheduleBackfill, ScheduleList, ScheduleRef, ScheduleSet, parse
+from perdure.schedules.declared import SILENT
+from perdure.schedules.expression import Schedule, time_zone
+from perdure.schedules.ticking import read_schedule, start_of
 from perdure.store.postgres import Pool
 from perdure.store.queries import load_queries
 from perdure.store.vault import Unreadable, vault_of
-from services.scheduler.schedules import read_schedule, start_of
 
 _SQL = load_queries("schedules.sql")
 MOST: Final = 1000  # runs of one backfill
@@ -50,6 +51,9 @@ class ScheduleRequests:
     async def set(self, request: Request) -> dict[str, Any]:
         """`schedule.set`: make a schedule, or change it."""
         said = parse(ScheduleSet, request.data)
+        if "." in said.name:
+            why = "names like cron.AGENT.NAME are of schedules that an agent's code declares (@cron, @every)"
+            raise InvalidRequest(f"field 'name': {why}; change the code, or pause it", fields=["name"])
         try:
             await asyncio.to_thread(time_zone, said.timezone)
         except ValueError as error:
@@ -111,9 +115,15 @@ class ScheduleRequests:
         return await self._reply(row, name)
 
     async def delete(self, request: Request) -> dict[str, Any]:
-        """`schedule.delete`: the schedule goes, its runs stay."""
+        """`schedule.delete`: the schedule goes, its runs stay; one that an agent's code declares stays with it."""
         name = parse(ScheduleRef, request.data).name
-        return await self._reply(await self._pool.fetchrow(_SQL["delete"], name), name)
+        gone = await self._pool.fetchrow(_SQL["delete"], name, SILENT)
+        if gone is None and await self._pool.fetchval(_SQL["get"], name) is not None:
+            agent = name.split(".")[1]
+            raise Conflict(
+                f"schedule {name!r} is declared by the code of agent {agent!r}: pause it, or take it out there"
+            )
+        return await self._reply(gone, name)
 
     async def backfill(self, request: Request) -> dict[str, Any]:
         """`schedule.backfill`: runs for moments that have none, also while the schedule is paused."""
@@ -170,6 +180,8 @@ def _shown(row: Mapping[str, Any]) -> dict[str, Any]:
         "priority": row["priority"],
         "fair_key": row["fair_key"],
         "paused": row["paused"],
+        "declared": row["declared"],
+        "retired_at": None if row["retired_at"] is None else row["retired_at"].isoformat(),
         "next_at": None if row["next_at"] is None or row["paused"] else row["next_at"].isoformat(),
         "last_at": None if row["last_at"] is None else row["last_at"].isoformat(),
         "last_run_id": row["last_run_id"],

@@ -1,15 +1,13 @@
 from __future__ import annotations
 
-import asyncio
-from datetime import UTC, datetime
+from datetime import timedelta
 
 import orjson
 import pytest
 from pydantic import BaseModel
 
 from perdure.agent.base import BaseAgent
-from perdure.agent.intake import Triggers
-from perdure.agent.triggers import cron, on
+from perdure.agent.triggers import cron, every, on
 from perdure.engine import Context
 from tests.platform import in_process
 from tests.support import eventually
@@ -112,76 +110,22 @@ async def test_messages_of_a_stream_become_runs_also_those_from_before_the_start
     assert len(await dead(pool)) == 1
 
 
-class Clock:
-    def __init__(self, moment):
-        self.moment = moment
-        self.changed = asyncio.Event()
-
-    def now(self):
-        return self.moment
-
-    async def sleep_until(self, moment):
-        while self.moment < moment:
-            await self.changed.wait()
-
-    def set(self, moment):
-        self.moment = moment
-        self.changed.set()
-        self.changed = asyncio.Event()
-
-
-class Daily(BaseAgent):
-    name = "daily"
-
-    @cron("0 9 * * *")
-    async def report(self, ctx: Context, task: dict) -> str:
-        return task["scheduled_for"]
-
-    @cron("0 9 * * *", catch_up=True)
-    async def every(self, ctx: Context, task: dict) -> str:
-        return task["scheduled_for"]
-
-
-async def test_a_schedule_makes_one_run_for_a_moment_and_catches_up_as_it_was_told(settings, nc, pool):
-    clock = Clock(datetime(2026, 1, 1, 8, tzinfo=UTC))
-    async with in_process(settings, nc, Daily) as platform:
-        process = platform.services[-1]
-        # They have the machine's clock: their marks lie after all of this test's moments.
-        await process._triggers.stop()
-        await pool.execute("DELETE FROM cron_marks")
-
-        def replica():
-            return Triggers(process.agent, process.agent.workflows(), process.agent.resources, clock)
-
-        first, second = replica(), replica()
-        await first.start()
-        await second.start()
-
-        async def marked():
-            return await pool.fetchval("SELECT count(*) FROM cron_marks") == 2
-
-        await eventually(marked)
-        clock.set(datetime(2026, 1, 1, 9, tzinfo=UTC))
-        await eventually(lambda: has(pool, "report", ["2026-01-01T09:00:00+00:00"]))
-        await first.stop()
-        await second.stop()
-        clock.set(datetime(2026, 1, 4, 12, tzinfo=UTC))
-        third = replica()
-        await third.start()
-        days = [f"2026-01-0{day}T09:00:00+00:00" for day in (1, 2, 3, 4)]
-        await eventually(lambda: has(pool, "report", [days[0], days[3]]))
-        await eventually(lambda: has(pool, "every", days))
-        await third.stop()
-
-
-async def has(pool, workflow, moments):
-    return sorted(await ended(pool, workflow)) == moments
-
-
 def test_a_trigger_that_makes_no_sense_is_refused_where_it_is_written():
     with pytest.raises(TypeError, match="async method"):
         on("x")(lambda self, ctx, task: None)
     with pytest.raises(ValueError, match="subject"):
         on("two words")
-    with pytest.raises(ValueError, match="schedule"):
-        cron("often")
+    for wrong in ("often", "@every", "@every 0s", "@every 30", "@every 400d", "@every 1s2s"):
+        with pytest.raises(ValueError, match="schedule"):
+            cron(wrong)
+    for wrong in ("often", "", 0, 0.5, -5, float("nan"), timedelta(milliseconds=1), timedelta(days=400)):
+        with pytest.raises(ValueError, match="interval"):
+            every(wrong)
+    with pytest.raises(ValueError, match="time zone"):
+        cron("@every 30s", timezone="Europe/Rome")
+    with pytest.raises(ValueError, match="overlap"):
+        every("30s", overlap="often")
+    with pytest.raises(ValueError, match="catch_up"):
+        every("30s", overlap="skip", catch_up=True)
+    with pytest.raises(ValueError, match="name"):
+        every("30s", name="two words")

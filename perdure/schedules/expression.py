@@ -1,7 +1,8 @@
-"""Schedules in the five fields of cron: minute, hour, day of month, month, day of week."""
+"""When something is due: the five fields of cron (minute, hour, day of month, month, day of week), or an interval."""
 
 from __future__ import annotations
 
+import math
 import re
 from collections import deque
 from dataclasses import dataclass
@@ -26,36 +27,61 @@ _SHORT = {
     "@yearly": "0 0 1 1 *",
 }
 _PART = re.compile(r"(?P<first>\*|\w+)(?:-(?P<last>\w+))?(?:/(?P<every>\d+))?")
+_INTERVAL = re.compile(r"@every +(?:(\d+)d)?(?:(\d+)h)?(?:(\d+)m)?(?:(\d+)s)?")
+_LONGEST_INTERVAL = timedelta(days=366)
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _LOOK_AHEAD = 366 * 5
 _MARGIN = timedelta(hours=3)  # more than any change of a clock
 
 
 @dataclass(frozen=True, slots=True)
 class Schedule:
-    """A parsed schedule in a time zone; `next_after` gives its moments."""
+    """A parsed schedule in a time zone; `next_after` gives its moments.
+
+    An `interval` is counted from 1970-01-01 00:00 UTC, so that whoever reads it finds the same moments.
+    """
 
     text: str
     zone: ZoneInfo
-    minutes: frozenset[int]
-    hours: frozenset[int]
-    days: frozenset[int]
-    months: frozenset[int]
-    weekdays: frozenset[int]
-    any_day: bool
-    any_weekday: bool
+    minutes: frozenset[int] = frozenset()
+    hours: frozenset[int] = frozenset()
+    days: frozenset[int] = frozenset()
+    months: frozenset[int] = frozenset()
+    weekdays: frozenset[int] = frozenset()
+    any_day: bool = True
+    any_weekday: bool = True
+    interval: timedelta | None = None
 
     @classmethod
     def parse(cls, text: str, timezone: str = "UTC") -> Schedule:
-        """Read `0 9 * * mon-fri` or `@daily`. Raises `ValueError` naming the field that makes no sense."""
+        """Read `0 9 * * mon-fri`, `@daily` or `@every 1h30m`. Raises `ValueError` naming what makes no sense."""
+        zone = time_zone(timezone)
+        if text.strip().startswith("@every"):
+            return cls._of_interval(text.strip(), zone)
         fields = _SHORT.get(text.strip(), text).split()
         if len(fields) != 5:
-            raise ValueError(f"schedule {text!r} must have 5 fields: minute hour day-of-month month day-of-week")
-        zone = time_zone(timezone)
+            raise ValueError(
+                f"schedule {text!r} must have 5 fields: minute hour day-of-month month day-of-week; "
+                "or be like @daily or @every 30s"
+            )
         minutes, hours, days, months, weekdays = (_field(text, at, said) for at, said in enumerate(fields))
         return cls(
             " ".join(fields), zone, minutes, hours, days, months,
             frozenset(day % 7 for day in weekdays), fields[2] == "*", fields[4] == "*",
         )  # fmt: skip
+
+    @classmethod
+    def _of_interval(cls, text: str, zone: ZoneInfo) -> Schedule:
+        match = _INTERVAL.fullmatch(text)
+        if match is None or not any(match.groups()):
+            raise ValueError(f"schedule {text!r} is not understood: an interval is like @every 30s, 1h30m or 7d")
+        days, hours, minutes, seconds = (min(int(each or 0), 10**9) for each in match.groups())
+        span = days * 86_400 + hours * 3600 + minutes * 60 + seconds
+        if not 1 <= span <= _LONGEST_INTERVAL.total_seconds():
+            raise ValueError(f"schedule {text!r}: an interval is a second at least, and 366 days at most")
+        if zone.key != "UTC":
+            raise ValueError(f"schedule {text!r} has no time zone: leave {zone.key!r} out")
+        return cls(f"@every {span}s", zone, interval=timedelta(seconds=span))
 
     def _day_matches(self, day: datetime) -> bool:
         if day.month not in self.months:
@@ -71,6 +97,8 @@ class Schedule:
         A local time that a clock change skips is passed over. One that comes twice counts once, but for schedules of
         every hour, which go on through both.
         """
+        if self.interval is not None:
+            return _EPOCH + ((moment - _EPOCH) // self.interval + 1) * self.interval
         day = moment.astimezone(self.zone).replace(hour=0, minute=0, second=0, microsecond=0, tzinfo=None)
         for _ in range(_LOOK_AHEAD):
             if self._day_matches(day):
@@ -107,6 +135,16 @@ class Schedule:
             if begin == first or len(found) == most:
                 return list(found)
             span *= 4
+
+
+def every(interval: str | float | timedelta) -> str:
+    """The expression of an interval: `30s`, `1h30m`, a number of seconds or a timedelta. Raises `ValueError`."""
+    if isinstance(interval, str):
+        return Schedule.parse(f"@every {interval.strip()}").text
+    seconds = interval.total_seconds() if isinstance(interval, timedelta) else interval
+    if not math.isfinite(seconds) or seconds != int(seconds):
+        raise ValueError(f"an interval is whole seconds, not {seconds!r}")
+    return Schedule.parse(f"@every {int(seconds)}s").text
 
 
 def time_zone(name: str) -> ZoneInfo:

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from perdure.agent.cron import Schedule
+from perdure.schedules.expression import Schedule, every
 
 
 def moments(text, start, timezone="UTC", count=3):
@@ -34,6 +34,8 @@ def at(*parts):
         ("0 0 13 * fri", at(2026, 2, 1), ["2026-02-06 00:00", "2026-02-13 00:00", "2026-02-20 00:00"]),
         ("0 12 * * 7", at(2026, 1, 1), ["2026-01-04 12:00", "2026-01-11 12:00", "2026-01-18 12:00"]),
         ("@monthly", at(2026, 1, 1), ["2026-02-01 00:00", "2026-03-01 00:00", "2026-04-01 00:00"]),
+        ("@every 90m", at(2026, 1, 1, 1, 30), ["2026-01-01 03:00", "2026-01-01 04:30", "2026-01-01 06:00"]),
+        ("@every 1d", at(2026, 1, 1, 0, 0, 1), ["2026-01-02 00:00", "2026-01-03 00:00"]),
     ],
 )
 def test_the_moments_of_a_schedule(text, start, expected):
@@ -68,20 +70,29 @@ def test_a_schedule_of_every_hour_goes_on_through_clock_changes():
 
 @settings(max_examples=25, deadline=None)
 @given(
-    st.sampled_from(["*/7 * * * *", "30 2 * * *", "0 0 1 * *", "15 */3 * * sun", "0 * * * *"]),
+    st.sampled_from(
+        ["*/7 * * * *", "30 2 * * *", "0 0 1 * *", "15 */3 * * sun", "0 * * * *", "@every 7m", "@every 11h"]
+    ),
     st.sampled_from(["UTC", "Europe/Rome", "America/New_York", "Asia/Kolkata", "Australia/Lord_Howe"]),
     st.integers(0, 525_000).map(lambda minutes: at(2026, 1, 1) + timedelta(minutes=minutes)),
     st.integers(0, 40),
     st.integers(1, 20),
 )
 def test_the_newest_moments_of_a_span_are_those_that_a_walk_finds(text, zone, start, days, most):
-    schedule, end = Schedule.parse(text, zone), start + timedelta(days=days)
+    schedule = Schedule.parse(text, "UTC" if text.startswith("@every") else zone)
+    end = start + timedelta(days=days)
     walk, moment = [], schedule.next_after(start - timedelta(microseconds=1))
     while moment is not None and moment <= end:
         walk.append(moment)
         moment = schedule.next_after(moment)
     assert schedule.between(start, end, most) == walk[-most:]
     assert walk == sorted(set(walk))
+
+
+@pytest.mark.parametrize("said", ["90s", "1m30s", 90, 90.0, timedelta(seconds=90)])
+def test_an_interval_has_one_form_however_it_is_given(said):
+    assert every(said) == "@every 90s"
+    assert Schedule.parse(every(said)).next_after(at(2026, 1, 1)) == at(2026, 1, 1, 0, 1, 30)
 
 
 def test_a_day_that_never_comes_has_no_moment():
