@@ -66,6 +66,9 @@ async def _consul(settings: Settings) -> list[Finding]:
         ):
             leader = (await reply.text()).strip().strip('"')
             said = f"answers {reply.status}" if reply.status != 200 else "has no leader" if not leader else ""
+    except aiohttp.ClientConnectorDNSError:  # as in containers of which the one with Consul was left out
+        notes.skip("answers", f"there is no host of CONSUL_HTTP_ADDR ({address}): nobody is registered, work goes on")
+        return notes.findings
     except (aiohttp.ClientError, TimeoutError, ValueError) as error:
         said = f"cannot be used: {str(error) or type(error).__name__}"
     if said:

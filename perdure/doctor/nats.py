@@ -68,10 +68,11 @@ async def look(nc: Client, notes: Notes) -> None:
 
 def _version(nc: Client, notes: Notes) -> None:
     found = nc.connected_server_version
+    said = f"{found.major}.{found.minor}.{found.patch}"
     if (found.major, found.minor) < LEAST_VERSION:
-        notes.error("version", f"nats-server {found}", "Use nats-server 2.12 or newer")
+        notes.error("version", f"nats-server {said}", "Use nats-server 2.12 or newer")
     else:
-        notes.ok("version", str(found))
+        notes.ok("version", said)
 
 
 def _room(account: dict[str, Any], notes: Notes) -> None:

@@ -163,14 +163,23 @@ async def _sealed(connection: Connection, settings: Settings, notes: Notes) -> N
             )
             return
         except OSError as error:
-            notes.error(
-                "encryption",
-                str(error),
-                "See whether the service of PERDURE_ENCRYPTION_KMS can be reached from here, and lets this process in",
-            )
+            _no_key(error, notes)
             return
+    try:
+        await vault.ready([Spot("task", "doctor")])
+    except OSError as error:
+        _no_key(error, notes)
+        return
     if rows:
         notes.ok("encryption", f"the newest {len(rows)} sealed runs can be opened")
+
+
+def _no_key(error: OSError, notes: Notes) -> None:
+    notes.error(
+        "encryption",
+        str(error),
+        "See whether the service of PERDURE_ENCRYPTION_KMS can be reached from here, and lets this process in",
+    )
 
 
 async def platform(connection: Connection, notes: Notes, *, present: set[str]) -> None:

@@ -41,13 +41,21 @@ class KeyServiceAway(ConnectionError):
     """The service does not answer. As with a database that is away, what needs it waits and is tried again."""
 
 
+class KeyServiceRefuses(KeyServiceAway):
+    """The service answers, and will not wrap a data key: a fault that passes when somebody mends it, and not by itself.
+
+    It is waited for like one that is away, because there is no other way to keep what is to be sealed: a run's error
+    would have to be sealed, too.
+    """
+
+
 class KeyService(Protocol):
     """What the hook gives. Each call has `PERDURE_ENCRYPTION_KMS_TIMEOUT`; it may run many times at once."""
 
     async def wrap(self, key: bytes, tenant: str) -> tuple[str, bytes]:
         """`key` (32 bytes) wrapped for `tenant` ("" is the platform): the id of the key that did it, and the result.
 
-        Raises `KeyRefused`; anything else counts as a service that is away.
+        Raises `KeyRefused` for a no; anything else counts as a service that is away.
         """
 
     async def unwrap(self, key_id: str, wrapped: bytes, tenant: str) -> bytes:
@@ -68,12 +76,14 @@ class KmsCodec(EnvelopeCodec):
     async def prepare(self, contexts: Iterable[bytes], sealed: Iterable[Mapping[str, str]]) -> None:
         """Have the data keys at hand to seal for `contexts`, and to open `sealed`.
 
-        Raises `KeyServiceAway`. What is refused is said where it is opened.
+        Raises `KeyServiceAway`, or `KeyServiceRefuses`. What may not be unwrapped is said where it is opened.
         """
         wanted: dict[_Key, Callable[[], Awaitable[None]]] = {}
         for tenant in {tenant_in(context) for context in contexts}:
             make = lambda tenant=tenant: self._make(tenant)  # noqa: E731
             if not self._may_seal(tenant):
+                if self._is_refused(("", "", tenant)):
+                    raise _refusal(tenant, self._refused["", "", tenant][0])
                 wanted["", "", tenant] = make
             elif self._is_due(tenant):
                 self._once(("", "", tenant), make)  # nobody waits: it goes on with the one that it has
@@ -123,11 +133,14 @@ class KmsCodec(EnvelopeCodec):
         except (KeyRefused, KeyServiceAway) as error:
             if before is not None and self._may_seal(tenant):
                 before.again = time.monotonic() + AGAIN
-                log.warning("a data key is used longer", action="kms.away", tenant=tenant, error=str(error))
+                action = "kms.refused" if isinstance(error, KeyRefused) else "kms.away"
+                log.warning("a data key is used longer", action=action, tenant=tenant, error=str(error))
                 return
             if isinstance(error, KeyRefused):
-                raise KeyServiceAway(f"the key service will not wrap a data key: {error}") from error
+                self._refuse(("", "", tenant), error, "a data key was not wrapped: what is to be sealed waits")
+                raise _refusal(tenant, str(error)) from error
             raise
+        self._refused.pop(("", "", tenant), None)
         self._keep_mine(tenant, key, name, base64.b64encode(wrapped).decode())
 
     async def _unwrap(self, key: _Key) -> None:
@@ -137,13 +150,16 @@ class KmsCodec(EnvelopeCodec):
             if not isinstance(found, bytes) or len(found) != KEY_BYTES:
                 raise KeyRefused("it gave something else than a data key")
         except (KeyRefused, ValueError) as error:
-            self._refused[key] = (str(error), time.monotonic() + REFUSED_FOR)
-            while len(self._refused) > REMEMBERED:
-                self._refused.pop(next(iter(self._refused)))
-            log.warning("a data key was not unwrapped", action="kms.refused", key=name, tenant=tenant, error=str(error))
+            self._refuse(key, error, "a data key was not unwrapped")
         else:
             self._refused.pop(key, None)
             self._remember(key, found)
+
+    def _refuse(self, key: _Key, error: Exception, what: str) -> None:
+        self._refused[key] = (str(error), time.monotonic() + REFUSED_FOR)
+        while len(self._refused) > REMEMBERED:
+            self._refused.pop(next(iter(self._refused)))
+        log.warning(what, action="kms.refused", key=key[0] or None, tenant=key[2], error=str(error))
 
     async def _ask(self, answer: Awaitable[Any], what: str) -> Any:
         try:
@@ -174,6 +190,14 @@ class KmsCodec(EnvelopeCodec):
         if key in self._refused:
             raise Unreadable(f"the key service will not unwrap its data key (key {name!r}): {self._refused[key][0]}")
         raise KeyServiceAway(f"its data key (key {name!r}) is not unwrapped yet")
+
+
+def _refusal(tenant: str, why: str) -> KeyServiceRefuses:
+    whose = f"tenant {tenant!r}" if tenant else "the platform"
+    return KeyServiceRefuses(
+        f"the key service refuses to wrap a data key of {whose}: {why}. Until it does, nothing of it can be stored: "
+        "enable the key, let this process use it, or have the hook take another one"
+    )
 
 
 async def _run(what: Callable[[], Awaitable[None]]) -> None:

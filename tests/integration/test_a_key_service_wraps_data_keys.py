@@ -18,10 +18,10 @@ import pytest
 
 from perdure.doctor import postgres
 from perdure.doctor.findings import Notes
-from perdure.errors import SetupError
+from perdure.errors import SetupError, Unavailable
 from perdure.settings import Settings
 from perdure.store import kms, sealing
-from perdure.store.kms import KeyServiceAway, KmsCodec
+from perdure.store.kms import KeyServiceAway, KeyServiceRefuses, KmsCodec
 from perdure.store.sealing import EnvelopeCodec, codec_of, read_keys, tenant_in
 from perdure.store.vault import Spot, Unreadable, Vault
 from perdure.testing.kms import VARIABLE, FakeKms, HttpKeyService
@@ -230,6 +230,53 @@ async def test_a_refusal_is_believed_for_a_moment_and_then_asked_again(fake: Fak
     monkeypatch.setattr(kms, "REFUSED_FOR", 0.0)
     reader._refused.clear()
     assert await opened_by(reader, text, HERE) == "1"
+
+
+async def test_a_key_that_may_not_wrap_is_told_from_a_service_that_is_away(
+    fake: FakeKms, settings: Any, nc: Any, pool: Any, monkeypatch: pytest.MonkeyPatch
+):
+    fake.disabled.add("kms-1")
+    monkeypatch.setenv(VARIABLE, fake.url)
+    used = settings.model_copy(update={"encryption_kms": HOOK})
+    why = "refuses to wrap a data key of the platform: kms-1 is disabled"
+    async with in_process(used, nc, Miner) as platform:
+        for _ in range(3):
+            with pytest.raises(Unavailable, match=why):
+                await platform.start_run("miner", {"text": "x"}, run_id="r")
+        assert fake.calls["wrap"] == 1, "a refusal is believed for a moment"
+        with pytest.raises(Unavailable, match="of tenant 'acme': kms-1 is disabled"):
+            await platform.start_run("miner", {"text": "x"}, run_id="acme__r")
+        notes = Notes("postgres")
+        async with pool.acquire() as connection:
+            await postgres._sealed(connection, used, notes)
+        [found] = notes.findings
+        assert (found.status, found.check) == ("error", "encryption")
+        assert why in found.said
+        monkeypatch.setattr(kms, "REFUSED_FOR", 0.0)
+        fake.disabled.clear()
+    async with in_process(used, nc, Miner) as platform:  # it believes no refusal of another process
+        await platform.start_run("miner", {"text": "x"}, run_id="r")
+
+
+async def test_a_refusal_to_wrap_keeps_the_data_key_that_there_is_and_ends_when_it_is_mended(
+    fake: FakeKms, monkeypatch: pytest.MonkeyPatch
+):
+    codec = KmsCodec(HttpKeyService(fake.url), {}, 5.0)
+    monkeypatch.setattr(sealing, "SEALS", 1)
+    await sealed_by(codec, "1", HERE)
+    fake.disabled.add("kms-1")
+    codec._mine[""].left = 0  # due for a new one
+    await sealed_by(codec, "2", HERE)
+    codec._mine[""].left, codec._mine[""].again = -kms.LONGER, 0.0
+    for _ in range(2):
+        with pytest.raises(KeyServiceRefuses, match="kms-1 is disabled"):
+            await sealed_by(codec, "3", HERE)
+    fake.disabled.clear()
+    with pytest.raises(KeyServiceRefuses):
+        await sealed_by(codec, "3", HERE)
+    codec._refused["", "", ""] = ("", 0.0)  # the moment has passed
+    assert await sealed_by(codec, "4", HERE)
+    assert not codec._refused
 
 
 async def test_what_keys_of_the_environment_sealed_opens_beside_a_service(fake: FakeKms):

@@ -85,6 +85,8 @@ async def test_a_platform_that_is_well_has_nothing_to_mend(settings: Settings, n
         await platform.ask("clerk", "hello")
         findings = await examine(settings)
         assert faults(findings) == []
+        [version] = [each for each in findings if (each.area, each.check) == ("nats", "version")]
+        assert re.fullmatch(r"2\.\d+\.\d+", version.said)
         assert {"machine", "settings", "nats", "postgres", "redis", "platform"} <= {each.area for each in findings}
 
 
@@ -326,6 +328,20 @@ async def test_a_run_that_waits_for_a_person(settings: Settings, nc: Client, poo
     await pool.execute("UPDATE runs SET status = 'blocked' WHERE run_id = $1", run_id)
     found = only(await examine(settings), "platform", "runs", "warning")
     assert f"perdure runs show {run_id}" in found.fix
+
+
+async def test_a_consul_that_was_left_out_is_no_fault(settings: Settings, monkeypatch: pytest.MonkeyPatch):
+    look_up = socket.getaddrinfo
+
+    def left_out(host, *more, **options):
+        if host == "consul":
+            raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
+        return look_up(host, *more, **options)
+
+    monkeypatch.setattr(socket, "getaddrinfo", left_out)
+    findings = await examine(settings.model_copy(update={"consul_http_addr": "http://consul:8500"}))
+    [found] = [each for each in findings if each.area == "consul"]
+    assert (found.status, "http://consul:8500" in found.said) == ("skipped", True)
 
 
 async def test_a_consul_that_is_named_and_not_there(settings: Settings, nobody: Callable[[], int]):
