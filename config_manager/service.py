@@ -42,6 +42,7 @@ from perdure.observe.health import Finding
 from perdure.settings import Settings
 from perdure.store.actor import actor
 from perdure.store.audit_seals import Sealing
+from perdure.store.audit_watch import AuditWatch
 from perdure.store.postgres import connect_direct, create_pool, unreachable
 from perdure.store.redis import key_of
 from perdure.subjects import GLOBAL_LAYER
@@ -108,6 +109,10 @@ class ConfigManager(Service):
         self.upkeep = Upkeep(self.settings, self.pool, self.redis, self.table)
         self.spawn(lambda: self.upkeep.run(lambda: self.sync.leading), name="config-upkeep")
         self.spawn(Sealing(self.pool, self.settings, "configuration").run, name="audit")
+        watch = AuditWatch(self.pool, self.settings, "configuration")
+        self.spawn(watch.run, name="audit-watch")
+        self.metrics.add(watch.readings)
+        self.health.add("audit", watch.check, at_worst="warning")
         with suppress(TimeoutError):  # it goes on trying, and says so
             async with asyncio.timeout(FIRST_LISTEN):
                 await self.sync.started.wait()

@@ -119,6 +119,7 @@ class Settings(BaseSettings):
 
     # -- the audit log --
     audit_key: str | None = Field(None, repr=False, description="under which acts are sealed; else plain hashes")
+    audit_verify_interval: float = Field(3600.0, ge=0, description="how often the services verify the log; 0: never")
     audit_days: float = Field(365.0, ge=0, description="age at which acts are removed, a day at least; 0: never")
 
     # -- the gateway --

@@ -17,6 +17,7 @@ from perdure.errors import PermanentError
 from perdure.llm.types import Message, ModelReply, ModelRequest
 
 if TYPE_CHECKING:
+    from perdure.agent.counts import AgentCounts
     from perdure.agent.turn import Turn
 
 MODEL_ATTEMPTS: Final = 4
@@ -53,7 +54,9 @@ class Spent:
         return self.input_tokens + self.output_tokens
 
 
-def check_budget(live: AgentSettings, run: Spent, opened: Opened, seconds: float) -> None:
+def check_budget(
+    live: AgentSettings, run: Spent, opened: Opened, seconds: float, counts: AgentCounts | None = None
+) -> None:
     """Raises `PermanentError` naming the budget that is used up and the key that raises it."""
     limits = (
         ("budget_run_tokens", live.budget_run_tokens, run.tokens, "tokens"),
@@ -64,6 +67,8 @@ def check_budget(live: AgentSettings, run: Spent, opened: Opened, seconds: float
     )
     for key, limit, used, unit in limits:
         if limit is not None and used >= limit:
+            if counts is not None:
+                counts.spent(key)
             raise PermanentError(f"{key} is used up: {used:g} of {limit:g} {unit}; raise it to go on")
 
 

@@ -12,6 +12,10 @@ if TYPE_CHECKING:
     from perdure.llm.types import ModelReply
 
 Which = tuple[str, str]  # provider and model
+BUDGETS = (
+    *("budget_run_tokens", "budget_run_cost", "budget_run_seconds"),
+    *("budget_session_tokens", "budget_session_cost"),
+)
 
 
 class AgentCounts:
@@ -23,6 +27,7 @@ class AgentCounts:
         self._tokens: Counter[tuple[str, str, str]] = Counter()
         self._cost: dict[Which, float] = {}
         self._tools: Counter[tuple[str, str]] = Counter()
+        self._budgets: Counter[str] = Counter(dict.fromkeys(BUDGETS, 0))
 
     def answered(self, reply: ModelReply) -> None:
         """A model gave an answer."""
@@ -49,6 +54,10 @@ class AgentCounts:
         """A tool was called, None for one that the model has made up: `ok`, `error` or `retried`."""
         self._tools[tool or OTHER, outcome] += 1
 
+    def spent(self, budget: str) -> None:
+        """A run ended because a budget was used up."""
+        self._budgets[budget] += 1
+
     def readings(self, agent: str) -> Iterator[Reading]:
         """What was counted."""
         for (provider, model, outcome), count in self._requests.items():
@@ -61,3 +70,5 @@ class AgentCounts:
             yield "perdure_model_cost_total", (agent, *which), cost
         for (tool, outcome), count in self._tools.items():
             yield "perdure_tool_calls_total", (agent, tool, outcome), count
+        for budget, count in self._budgets.items():
+            yield "perdure_model_budgets_spent_total", (agent, budget), count

@@ -105,7 +105,8 @@ class Turn:
             if iteration == 0:
                 opened = await summarised(self, opened, live)
                 self.notes += await recalled(self, live)
-            check_budget(live, self.spent, opened, (self.ctx.now() - began).total_seconds())
+            spent_for = (self.ctx.now() - began).total_seconds()
+            check_budget(live, self.spent, opened, spent_for, self.agent.model.counts)
             last = iteration + 1 >= (live.max_iterations or self.agent.max_iterations)
             reply = await ask(self, opened, live, iteration, last=last)
             self.spent.add(reply)

@@ -35,6 +35,7 @@ _ALL: Final = (
     Metric("perdure_nats_requests_waiting", "gauge", "Requests that wait for a place.", ("endpoint",)),
     Metric("perdure_postgres_connections", "gauge", "Connections of the pool.", ("state",)),
     Metric("perdure_postgres_connections_limit", "gauge", "Connections that the pool may have."),
+    Metric("perdure_audit_broken", "gauge", "Whether the last look found the audit log touched: 1 or 0.", ("chain",)),
     # -- agents: the engine
     Metric("perdure_runs_claimed_total", "counter", "Claims of runs, each time that one came into memory.", ("agent",)),
     Metric("perdure_runs_started_total", "counter", "Runs that began here for the first time.", ("agent",)),
@@ -73,6 +74,7 @@ _ALL: Final = (
     ),
     Metric("perdure_model_breakers_open", "gauge", "Endpoints that are not asked because they failed.", ("agent",)),
     Metric("perdure_tool_calls_total", "counter", "Calls of tools.", ("agent", "tool", "outcome")),
+    Metric("perdure_model_budgets_spent_total", "counter", "Runs ended by a budget, by its key.", ("agent", "budget")),
     # -- the scheduler
     Metric("perdure_runs_accepted_total", "counter", "Starts, by what they came to.", ("result",)),
     Metric("perdure_runs_claimed_at_start_total", "counter", "Runs that were claimed as they were accepted."),

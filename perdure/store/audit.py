@@ -6,6 +6,7 @@ of what it says, and of its values, which configuration may mask later when a ke
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import hmac
 from collections.abc import AsyncIterator, Mapping, Sequence
@@ -168,7 +169,7 @@ async def verify(
     found = Verdict(chain)
     key_id, key = read_key(audit_key)
     oldest = datetime.now(UTC) - timedelta(days=days) if days else None
-    marks = dict(await connection.fetchrow(_SQL["change_marks"]) or {})
+    marks = dict(await connection.fetchrow(_SQL["change_marks"]) or {}) if chain == "configuration" else {}
     sealed: set[int] = set()
     before, high, gaps = b"", 0, []
     while page := await connection.fetch(_SQL["seals"], chain, found.seq):
@@ -184,7 +185,7 @@ async def verify(
                 query = _SQL["acts_of"] if chain == "acts" else _SQL["changes_of"]
                 rows = await connection.fetch(query, list(dict.fromkeys(seal["ids"])))
                 pruned = marks["pruned_to"] if chain == "configuration" else None
-                found.broken = _row_is_broken(found, seal, rows, oldest, pruned)
+                found.broken = await asyncio.to_thread(_row_is_broken, found, seal, rows, oldest, pruned)
             if found.broken:
                 return found
             found.seq, found.digest, before = seal["seq"], seal["digest"], seal["digest"]

@@ -16,6 +16,7 @@ from perdure.observe.metrics import Source
 from perdure.settings import Settings
 from perdure.store.audit import acting_pool
 from perdure.store.audit_seals import Sealing
+from perdure.store.audit_watch import AuditWatch
 from services.scheduler.accept import Acceptor
 from services.scheduler.ask import Asks
 from services.scheduler.backlog import Backlog
@@ -76,8 +77,11 @@ class Scheduler(Service):
         self.spawn(self._intake.run, name="tasks")
         self._level = LevelFollower(self.nats, self.settings)
         self.spawn(self._level.run, name="log-level")
-        self._show(acceptor.readings, self._sweeper.readings, reaper.readings, callbacks.readings)
+        watch = AuditWatch(self.pool, self.settings, "acts")
+        self._show(acceptor.readings, self._sweeper.readings, reaper.readings, callbacks.readings, watch.readings)
         self.spawn(Sealing(self.pool, self.settings, "acts").run, name="audit")
+        self.spawn(watch.run, name="audit-watch")
+        self.health.add("audit", watch.check, at_worst="warning")
         await asks.open()
         await queues.open()
         queue = subjects.QUEUE_SCHEDULER

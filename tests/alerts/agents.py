@@ -10,6 +10,7 @@ from typing import Any
 
 from perdure import BaseAgent, Context, DurableAgent, workflow
 from perdure.agent.triggers import on
+from perdure.llm.types import ModelReply, ModelRequest, OnDelta
 
 
 class Shop(BaseAgent):
@@ -78,3 +79,13 @@ class Stubborn(BaseAgent):
 
 
 talker = DurableAgent("talker", role="speaks with a model that is not well")
+
+
+class Model:
+    """Answers with many tokens."""
+
+    async def complete(self, request: ModelRequest, *, on_delta: OnDelta | None = None) -> ModelReply:
+        return ModelReply("a long answer", "answer", input_tokens=1000, output_tokens=1000)
+
+
+spender = DurableAgent("spender", role="spends", model=Model())

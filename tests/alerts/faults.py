@@ -88,6 +88,31 @@ async def _bad_messages(stand: Stand) -> None:
         await asyncio.sleep(2)
 
 
+async def _spends(stand: Stand) -> None:
+    await stand.client.request("config.set.spender", {"configurations": {"budget_session_tokens": 1}})
+    await _flood(stand, "spender", "hello", every=2.0, session_id="talk")
+
+
+async def _touched_log(stand: Stand) -> None:
+    run = await stand.client.start("nobody", 3)
+    await run.cancel("an act")  # which is in the log, and soon sealed
+    act = None
+    while act is None:
+        await asyncio.sleep(0.2)
+        async with stand.alone:
+            act = await stand.sql.fetchval(
+                "SELECT ids[1] FROM audit_seals WHERE chain = 'acts' ORDER BY seq DESC LIMIT 1"
+            )
+    touch = "UPDATE audit_log SET subject = reverse(subject) WHERE audit_id = $1"
+    await stand.write("ALTER TABLE audit_log DISABLE TRIGGER audit_log_refuse")
+    try:
+        await stand.write(touch, act)
+        await asyncio.sleep(FOREVER)
+    finally:
+        await stand.write(touch, act)
+        await stand.write("ALTER TABLE audit_log ENABLE TRIGGER audit_log_refuse")
+
+
 async def _refused_callbacks(stand: Stand) -> None:
     await _flood(stand, "shop", 1, every=2.0, callback=f"{stand.receiver}/refuses")
 
@@ -170,6 +195,8 @@ WAVES: tuple[tuple[Fault, ...], ...] = (
             _sick_model,
             {"PerdureModelFails": {"agent": "talker"}, "PerdureModelLeftAlone": {"agent": "talker"}},
         ),
+        Fault("a budget that is used up", _spends, {"PerdureBudgetSpent": {"agent": "spender"}}),
+        Fault("an audit log that was touched", _touched_log, {"PerdureAuditBroken": {"chain": "acts"}}),
         Fault("messages that are no tasks", _bad_messages, {"PerdureDeadLetters": {"agent": "shop"}}),
         Fault("a receiver that refuses", _refused_callbacks, {"PerdureCallbacksGivenUp": {}}),
         Fault("a receiver that hangs", _hanging_callbacks, {"PerdureCallbacksLate": {}}),

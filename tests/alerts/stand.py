@@ -26,11 +26,12 @@ from perdure.settings import Settings
 from tests.alerts.prometheus import Prometheus, prometheus
 from tests.support import temporary_folder
 
-AGENTS = ("shop", "failing", "killer", "holder", "stubborn", "talker")
+AGENTS = ("shop", "failing", "killer", "holder", "stubborn", "talker", "spender")
 ENVIRONMENT = {
     "PERDURE_METRICS_PORT": "0",
     "PERDURE_RUN_MAX_ATTEMPTS": "5",
     "PERDURE_CONFIG_POLL_INTERVAL": "2",
+    "PERDURE_AUDIT_VERIFY_INTERVAL": "2",
     "PERDURE_POOL_SIZE": "4",
     "PERDURE_GATEWAY_MAX_STREAMS": "2",
     "PERDURE_CALLBACK_PRIVATE": "1",
@@ -74,7 +75,7 @@ class Stand:
                 with suppress(psutil.NoSuchProcess):
                     each.send_signal(signal.SIGCONT)
 
-    async def write(self, statement: str, *arguments: str) -> None:
+    async def write(self, statement: str, *arguments: object) -> None:
         """A statement of its own."""
         async with self.alone:
             await self.sql.execute(statement, *arguments)
@@ -153,4 +154,4 @@ async def stand(rules: str) -> AsyncIterator[Stand]:
 
 
 def _object(name: str) -> str:
-    return name if name == "talker" else name.capitalize()
+    return name if name in ("talker", "spender") else name.capitalize()

@@ -99,22 +99,27 @@ NOBODY = {  # what none of them may
 }
 # The modules whose statements each of them executes.
 MODULES = {
-    "config-manager": ["config_manager/*.py", "perdure/store/audit_seals.py"],
+    "config-manager": ["config_manager/*.py", "perdure/store/audit_seals.py", "perdure/store/audit.py"],
     "scheduler": [
         "services/scheduler/*.py",
         "perdure/store/audit_seals.py",
+        "perdure/store/audit.py",
+        "perdure/schedules/*.py",
         *(f"perdure/engine/{name}.py" for name in ("control", "bulk", "runs", "accepting")),
     ],
     "gateway": ["perdure/edge/*.py", "perdure/agent/registry.py"],
     "operator": ["perdure/cli/audit.py", "perdure/store/audit.py"],
-    GREETER: ["perdure/engine/*.py", "perdure/agent/*.py"],
+    GREETER: ["perdure/engine/*.py", "perdure/agent/*.py", "perdure/schedules/declared.py"],
 }
 HOLDERS = {"queries", "SQL", "CONFIG"}  # what a module may have from another one
 OTHERS = {  # blocks of those modules that somebody else executes
-    "config-manager": {"prune", "new_acts"},
-    "scheduler": {"new_changes"},
+    "config-manager": {"prune", "new_acts", "acts_of", "act_ids", "waiting", "list"},
+    "scheduler": {"new_changes", "changes_of", "change_ids", "change_marks", "declare"},
     "gateway": {"make_key", "list_keys", "revoke_key"},
-    GREETER: {"replace_rows", "resume", "create_table"},
+    GREETER: {
+        *("replace_rows", "resume", "create_table"),
+        *("news", "lock_declarations", "newest", "declared_due", "hold", "set_declared", "retire", "take_marks"),
+    },
 }
 
 

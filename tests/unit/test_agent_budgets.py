@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from perdure.agent.asking import Spent, check_budget
+from perdure.agent.counts import BUDGETS, AgentCounts
 from perdure.agent.session import Opened
 from perdure.agent.settings import AgentSettings
 from perdure.errors import PermanentError
@@ -26,4 +27,8 @@ BEFORE = Opened(tokens=90, cost=1.5)
 def test_a_budget_that_is_used_up_is_named(key, enough, used_up):
     check_budget(AgentSettings(**{key: enough}), RUN, BEFORE, 3.0)
     with pytest.raises(PermanentError, match=f"{key} is used up: {used_up:g} of {used_up:g}"):
-        check_budget(AgentSettings(**{key: used_up}), RUN, BEFORE, 3.0)
+        check_budget(AgentSettings(**{key: used_up}), RUN, BEFORE, 3.0, counts := AgentCounts())
+    spent = {
+        labels[1]: value for name, labels, value in counts.readings("a") if name == "perdure_model_budgets_spent_total"
+    }
+    assert spent == {**dict.fromkeys(BUDGETS, 0), key: 1}, "each begins with 0, so that the first one is an increase"
