@@ -15,7 +15,9 @@ from uuid import uuid4
 import nats
 import trustme
 from nats.aio.client import Client
+from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription
+from redis.asyncio import Redis
 
 from perdure import subjects
 from perdure.bus import permissions
@@ -26,6 +28,28 @@ from tests.docs import ROOT
 
 SHIPPED = ROOT / "deploy"
 ADMIN = "admin"  # whoever else is on that server, and made its other streams
+
+
+async def redis_answers(client: Redis) -> bool:
+    """Whether the redis-server of `client` is up; the client is closed."""
+    try:
+        return bool(await client.ping())
+    except OSError:
+        return False
+    except Exception as error:  # noqa: BLE001 -- not there yet, in whatever words
+        return "LOADING" in str(error)
+    finally:
+        await client.aclose()
+
+
+async def answering(nc: Client, subject: str, data: bytes) -> None:
+    """Have every request to `subject` answered with `data`, from now on."""
+
+    async def answer(message: Msg) -> None:
+        await message.respond(data)
+
+    await nc.subscribe(subject, cb=answer)
+    await nc.flush()
 
 
 class Authority:

@@ -48,8 +48,8 @@ class A2aAgent:
     """A remote agent of A2A (1.0 or 0.3) as the tool `name`: `A2aAgent("lawyer", "https://law.example/a2a/lawyer")`.
 
     `url` is the address up to the agent's card. `headers` may hold `secret://…` references. `timeout` is seconds for
-    one call, at whose end the other side goes on; when the run that called is cancelled, so is the task there. The tool
-    gives `{"answer", "state", "context_id", "task_id"}`.
+    one call, at whose end the other side goes on; when the run that called is cancelled or terminated, so is the task
+    there. The tool gives `{"answer", "state", "context_id", "task_id"}`.
     """
 
     def __init__(
@@ -174,23 +174,28 @@ class A2aAgent:
                 task_id=arguments.get("task_id"),
             )
         )
+        listening = asyncio.ensure_future(_listen(client, request, told))
         try:
             async with asyncio.timeout(self._timeout):
                 try:
-                    async with aclosing(client.send_message(request)) as events:
-                        async for event in events:
-                            told.hear(event)
+                    await asyncio.shield(listening)
                 except errors.A2AError as error:
                     self._broken(error, told)
                 await self._until_ended(client, told, errors)
         except asyncio.CancelledError:
-            if told.task_id and not told.over and step.unwanted:
-                await self._cancel(client, told.task_id)
+            if not told.over and (step.unwanted or await step.run_has_ended()):
+                if not told.task_id:  # the message is on its way: what it begins there is known by its first answer
+                    await asyncio.wait((listening, told.named), timeout=_LAST_WORD, return_when=asyncio.FIRST_COMPLETED)
+                if told.task_id and not told.over:
+                    await self._cancel(client, told.task_id)
             raise
         except TimeoutError:
             raise PermanentError(
                 f"agent {self.name!r} has not answered within {self._timeout:g} s; task {told.task_id!r} goes on there"
             ) from None
+        finally:
+            listening.cancel()
+            await asyncio.gather(listening, return_exceptions=True)
         return told.result(self.name)
 
     async def _cancel(self, client: Any, task_id: str) -> None:
@@ -243,12 +248,20 @@ class A2aAgent:
                 pause = min(pause * 2, _LONGEST_PAUSE)
 
 
+async def _listen(client: Any, request: Any, told: _Told) -> None:
+    """Send the message, and hear what is said of it as long as the other side speaks."""
+    async with aclosing(client.send_message(request)) as events:
+        async for event in events:
+            told.hear(event)
+
+
 class _Told:
     """What the other side has said of one message."""
 
     def __init__(self, step: StepContext) -> None:
         self._step = step
         self.task_id = ""
+        self.named: asyncio.Future[None] = asyncio.get_running_loop().create_future()  # set with the task's id
         self._context_id = ""
         self._state = ""
         self._said = ""  # with the state
@@ -262,6 +275,11 @@ class _Told:
 
     def hear(self, event: Any) -> None:
         """One event of a stream."""
+        self._hear(event)
+        if (self.task_id or self.over) and not self.named.done():
+            self.named.set_result(None)
+
+    def _hear(self, event: Any) -> None:
         kind = event.WhichOneof("payload")
         if kind == "task":
             self.take(event.task)

@@ -88,7 +88,7 @@ class Door:
     async def find(self, caller: Caller, run_id: str) -> Mapping[str, Any]:
         """`run_id` as it is known here, `agent`, `status` and `end_seq` of a run. Raises as `look` does."""
         known = caller.known(run_id)
-        run = await self._runs.ask(known) if caller.sees_id(known) else None
+        run = await self._runs.ask(known)
         if run is None or not self.shows(caller, run["agent"], known):
             raise NotFound(f"there is no run {run_id!r}", run_id=run_id)
         return dict(run)

@@ -25,12 +25,14 @@ from perdure.engine.rows import JournalRow
 from perdure.errors import ControlFlow, PerdureError, RunSuspended, StepFailed, WorkflowMisuse
 from perdure.store.failures import CONNECTION_ERRORS
 from perdure.store.postgres import PooledConnection, own_session
+from perdure.store.queries import load_queries
 
 if TYPE_CHECKING:
     from perdure.engine.branch import Branch
     from perdure.engine.execution import Execution
 
 _DEFAULT_RETRY = Retry()
+_RUNS = load_queries("runs.sql")
 log = structlog.get_logger(__name__)
 
 
@@ -65,6 +67,16 @@ class StepContext(StepInjected):
         another one repeats the step.
         """
         return self._execution.cancel_reason is not None or not self._execution.closed
+
+    async def run_has_ended(self) -> bool:
+        """For a step that is being cancelled and is not `unwanted`: whether its run has ended all the same, as one does
+        that was terminated. False while Postgres cannot say.
+        """
+        try:
+            found = await self._execution.host.pool.fetchval(_RUNS["has_ended"], self.run_id)
+        except CONNECTION_ERRORS:
+            return False
+        return found is not False  # a run that is not there any more has ended
 
     async def progress(self, fraction: float, text: str = "") -> None:
         """Tell watchers how far the step is: `fraction` from 0 to 1. Best effort, and nothing waits for it."""

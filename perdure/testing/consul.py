@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import math
 import re
-import ssl
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, Final, Self
+from typing import Any, Final
 
 import aiohttp
 from aiohttp import web
+
+from perdure.testing.fake_server import FakeServer
 
 _UNITS: Final = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
 LEAST_DEREGISTER: Final = 60.0  # Consul waits at least a minute before it drops a critical service
@@ -42,7 +43,7 @@ class _Service:
     checks: dict[str, _Check] = field(default_factory=dict)
 
 
-class FakeConsul:
+class FakeConsul(FakeServer):
     """`async with FakeConsul() as fake:` serves on `fake.address` (`host:port`, a free port).
 
     `clock` (seconds) decides when a TTL is over. `forget()` is a restart without its data. `requests` counts calls,
@@ -58,17 +59,9 @@ class FakeConsul:
         self.told: list[str] = []
         self._clock = clock
         self._services: dict[str, _Service] = {}
-        self._runner: web.AppRunner | None = None
 
-    async def __aenter__(self) -> Self:
-        await self.start()
-        return self
-
-    async def __aexit__(self, *_: object) -> None:
-        await self.stop()
-
-    async def start(self, port: int = 0, tls: ssl.SSLContext | None = None) -> None:
-        """Listen on `port` of the loopback address; 0 takes a free one. With `tls` over HTTPS."""
+    def app(self) -> web.Application:
+        """Its routes."""
         app = web.Application(middlewares=[self._count])
         app.router.add_put("/v1/agent/service/register", self._register)
         app.router.add_put("/v1/agent/service/deregister/{id}", self._deregister)
@@ -77,17 +70,11 @@ class FakeConsul:
         app.router.add_get("/v1/agent/services", self._agent_services)
         app.router.add_get("/v1/catalog/services", self._catalog_services)
         app.router.add_get("/v1/health/service/{name}", self._health_service)
-        self._runner = web.AppRunner(app, access_log=None)
-        await self._runner.setup()
-        await web.TCPSite(self._runner, "127.0.0.1", port, ssl_context=tls).start()
-        host, bound = self._runner.addresses[0][:2]
-        self.address = f"{host}:{bound}"
+        return app
 
-    async def stop(self) -> None:
-        """Stop listening; what is registered is kept for the next `start`."""
-        if self._runner is not None:
-            await self._runner.cleanup()
-            self._runner = None
+    def listening(self, address: str) -> None:
+        """It has an address now."""
+        self.address = address
 
     def forget(self) -> None:
         """Lose every registration, as an agent does that restarts without its data folder."""

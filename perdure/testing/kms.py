@@ -12,12 +12,13 @@ import hashlib
 import os
 import sys
 from collections import Counter
-from typing import TYPE_CHECKING, Any, Final, Self
+from typing import TYPE_CHECKING, Any, Final
 
 import aiohttp
 from aiohttp import web
 
 from perdure.store.kms import KeyRefused
+from perdure.testing.fake_server import FakeServer
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.ciphers.aead import AESGCM
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
 VARIABLE: Final = "PERDURE_TESTING_KMS"
 
 
-class FakeKms:
+class FakeKms(FakeServer):
     """`async with FakeKms() as fake:` serves on `fake.url`.
 
     `POST /wrap` and `/unwrap` are what the hook asks; `POST /rotate` makes a new key, `POST /disable/{id}` and
@@ -39,17 +40,9 @@ class FakeKms:
         self.calls: Counter[str] = Counter()
         self.disabled: set[str] = set()
         self._newest = 1
-        self._runner: web.AppRunner | None = None
 
-    async def __aenter__(self) -> Self:
-        await self.start()
-        return self
-
-    async def __aexit__(self, *_: object) -> None:
-        await self.stop()
-
-    async def start(self, port: int = 0) -> None:
-        """Serve on loopback; 0 is any free port."""
+    def app(self) -> web.Application:
+        """Its routes."""
         app = web.Application()
         app.add_routes(
             [
@@ -61,17 +54,11 @@ class FakeKms:
                 web.get("/calls", self._count),
             ]
         )
-        self._runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.1)
-        await self._runner.setup()
-        site = web.TCPSite(self._runner, "127.0.0.1", port)
-        await site.start()
-        self.url = f"http://127.0.0.1:{self._runner.addresses[0][1]}"
+        return app
 
-    async def stop(self) -> None:
-        """Serve no more."""
-        if self._runner is not None:
-            await self._runner.cleanup()
-            self._runner = None
+    def listening(self, address: str) -> None:
+        """It has an address now."""
+        self.url = f"http://{address}"
 
     async def _wrap(self, request: web.Request) -> web.Response:
         self.calls["wrap"] += 1

@@ -19,6 +19,12 @@ FROM runs AS me JOIN runs AS r ON r.process_id = me.process_id AND r.status = 'r
 WHERE me.run_id = $1 GROUP BY me.run_id
 """
 
+# No neighbour ends before the one that kills was lost once, and is claimed again.
+WAS_BESIDE = """
+SELECT bool_and(attempts >= 2 OR finished_at IS NOT NULL) FROM runs
+WHERE agent_name = 'poison' AND (task ->> 'kills')::boolean
+"""
+
 
 class Poison(BaseAgent):
     name = "poison"
@@ -31,7 +37,8 @@ class Poison(BaseAgent):
         await self.resources.pool.execute(HOLD, run_id)
         if kills:
             os._exit(9)
-        await asyncio.sleep(0.3)  # so that it is beside the one that kills
+        while not await self.resources.pool.fetchval(WAS_BESIDE):
+            await asyncio.sleep(0.01)
         return "done"
 
 

@@ -137,6 +137,67 @@ async def test_a_cancelled_run_cancels_its_task_there_and_a_process_that_stops_d
         assert len((await platform.request("run.list", {"agent": "clerk"}))["runs"]) == 1
 
 
+async def test_a_terminated_run_cancels_its_task_there(settings, nc):
+    async with in_process(settings, nc, Clerk) as platform, web(settings, platform) as door:
+        model = ScriptedModel(Call("clerk", {"message": "wait"}), seen)
+        clerk = A2aAgent("clerk", f"{door.gateway.server.url}/a2a/clerk")
+        await platform.agent(DurableAgent("bob", model=model, tools=[clerk]))
+        asked = await platform.start_run("bob", "go")
+
+        async def begun():
+            return (await platform.request("run.list", {"agent": "clerk"}))["runs"]
+
+        (remote,) = await eventually(begun)
+        await platform.request("run.terminate", {"run_id": asked})
+
+        async def cancelled() -> bool:
+            return [(await platform.run(run))["status"] for run in (asked, remote["run_id"])] == ["cancelled"] * 2
+
+        await eventually(cancelled)
+
+
+class Slow(AgentExecutor):
+    """Says nothing, not even which task it is, until the gate is open."""
+
+    def __init__(self) -> None:
+        self.asked: list[str] = []
+        self.cancelled: list[str] = []
+        self.gate = asyncio.Event()
+
+    async def execute(self, context: RequestContext, event_queue: EventQueue) -> None:
+        assert context.task_id
+        assert context.context_id
+        self.asked.append(context.task_id)
+        await self.gate.wait()
+        status = TaskStatus(state=TaskState.TASK_STATE_WORKING)
+        await event_queue.enqueue_event(Task(id=context.task_id, context_id=context.context_id, status=status))
+        await asyncio.Event().wait()
+
+    async def cancel(self, context: RequestContext, event_queue: EventQueue) -> None:
+        assert context.task_id
+        assert context.context_id
+        self.cancelled.append(context.task_id)
+        await TaskUpdater(event_queue, context.task_id, context.context_id).cancel()
+
+
+@pytest.mark.parametrize("way", ["cancel", "terminate"])
+async def test_a_cancel_before_the_first_answer_cancels_the_task_when_it_is_known(settings, nc, way):
+    slow = Slow()
+    async with somewhere(executor=slow, streaming=True) as url, in_process(settings, nc) as platform:
+        model = ScriptedModel(Call("slow", {"message": "begin"}), seen)
+        await platform.agent(DurableAgent("bob", model=model, tools=[A2aAgent("slow", url)]))
+        asked = await platform.start_run("bob", "go")
+        await eventually(lambda: slow.asked)
+        await platform.request(f"run.{way}", {"run_id": asked})
+
+        async def cancelled() -> bool:
+            return (await platform.run(asked))["status"] == "cancelled"
+
+        await eventually(cancelled)
+        slow.gate.set()
+        await eventually(lambda: slow.cancelled == slow.asked)
+
+
 class Lawyer(AgentExecutor):
     """What somebody else might have written."""
 
@@ -162,7 +223,7 @@ class Lawyer(AgentExecutor):
 
 
 @asynccontextmanager
-async def somewhere(elsewhere: str | None = None, **capabilities: bool):
+async def somewhere(elsewhere: str | None = None, executor: AgentExecutor | None = None, **capabilities: bool):
     """A server of the official library; its card names an address `elsewhere`, if one is given."""
     app = Starlette()
     server = HttpServer(app, "127.0.0.1", 0, drain=1)
@@ -177,7 +238,9 @@ async def somewhere(elsewhere: str | None = None, **capabilities: bool):
         default_input_modes=["text/plain"],
         default_output_modes=["text/plain"],
     )
-    handler = DefaultRequestHandler(agent_executor=Lawyer(), task_store=InMemoryTaskStore(), agent_card=card)
+    handler = DefaultRequestHandler(
+        agent_executor=executor or Lawyer(), task_store=InMemoryTaskStore(), agent_card=card
+    )
     app.router.routes.extend([*create_agent_card_routes(card), *create_jsonrpc_routes(handler, "/")])
     await server.start()
     try:

@@ -20,7 +20,7 @@ from redis.exceptions import AuthenticationError, NoPermissionError
 from perdure.embedded.redis_server import RedisServer
 from perdure.store import roles
 from tests.docs import ROOT
-from tests.secured import SecuredNats
+from tests.secured import SecuredNats, redis_answers
 from tests.support import temporary_folder
 
 PROGRAM = ROOT / "deploy" / "credentials.py"
@@ -170,13 +170,7 @@ class _Redis(RedisServer):
         return [*super().command(), "--aclfile", str(self._users)]
 
     async def ready(self) -> bool:
-        async with Redis(port=self.port, username="health", password="any") as client:
-            try:
-                return bool(await client.ping())
-            except OSError:
-                return False
-            except Exception as error:  # noqa: BLE001 -- not there yet, in whatever words
-                return "LOADING" in str(error)
+        return await redis_answers(Redis(port=self.port, username="health", password="any"))
 
 
 def _here(url: str, port: int) -> str:

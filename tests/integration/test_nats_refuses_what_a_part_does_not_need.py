@@ -7,7 +7,6 @@ from collections.abc import AsyncIterator
 import orjson
 import pytest
 from nats.aio.client import Client
-from nats.aio.msg import Msg
 from nats.errors import Error as NatsError
 
 from perdure import subjects
@@ -15,7 +14,7 @@ from perdure.bus import permissions
 from perdure.bus.streams import ensure_streams
 from perdure.settings import Settings
 from tests.docs import ROOT
-from tests.secured import ADMIN, SecuredNats, as_user, named, restricted_nats
+from tests.secured import ADMIN, SecuredNats, answering, as_user, named, restricted_nats
 from tests.secured_platform import STREAM, over_nats_alone, secured_platform, users, walk
 from tests.support import temporary_folder
 
@@ -203,12 +202,7 @@ async def _quiet(_error: Exception) -> None:
 
 async def test_an_agent_hears_its_own_replies_alone(server: SecuredNats):
     async with as_user(server.url, "assistant") as one, as_user(server.url, "config-manager") as answers:
-
-        async def answer(message: Msg) -> None:
-            await message.respond(b"yours")
-
-        await answers.nc.subscribe("config.get.>", cb=answer)
-        await answers.nc.flush()
+        await answering(answers.nc, "config.get.>", b"yours")
         assert (await one.nc.request("config.get.assistant", b"", timeout=2)).data == b"yours"
         assert one.refused == [] == answers.refused
 
@@ -216,12 +210,7 @@ async def test_an_agent_hears_its_own_replies_alone(server: SecuredNats):
 @pytest.mark.parametrize("user", ["client", "operator"])
 async def test_any_nats_client_of_people_gets_its_replies(server: SecuredNats, user: str):
     async with as_user(server.url, user, inbox_prefix="_INBOX") as one, as_user(server.url, "scheduler") as answers:
-
-        async def answer(message: Msg) -> None:
-            await message.respond(b"done")
-
-        await answers.nc.subscribe("run.ask.*", cb=answer)
-        await answers.nc.flush()
+        await answering(answers.nc, "run.ask.*", b"done")
         assert (await one.nc.request("run.ask.assistant", b"{}", timeout=2)).data == b"done"
         assert one.refused == [] == answers.refused
 

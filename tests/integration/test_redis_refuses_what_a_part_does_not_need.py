@@ -22,7 +22,7 @@ from perdure.store import acl
 from perdure.store.postgres import connect_direct, create_pool
 from perdure.store.redis import create_redis
 from perdure.tls import client_context
-from tests.secured import ADMIN, Authority, as_user, named, restricted_nats, tls_in_front
+from tests.secured import ADMIN, Authority, as_user, named, redis_answers, restricted_nats, tls_in_front
 from tests.secured_platform import STREAM, over_nats_alone, secured_platform, users, walk
 from tests.support import temporary_folder
 
@@ -39,15 +39,7 @@ class SecuredRedis(RedisServer):
 
     async def ready(self) -> bool:
         """It asks as the user of the test."""
-        client = self.client(ADMIN)
-        try:
-            return bool(await client.ping())
-        except OSError:
-            return False
-        except Exception as error:  # noqa: BLE001 -- not there yet, in whatever words
-            return "LOADING" in str(error)
-        finally:
-            await client.aclose()
+        return await redis_answers(self.client(ADMIN))
 
     def client(self, user: str) -> Redis:
         return Redis(host="127.0.0.1", port=self.port, username=user, password=LONG + user, socket_timeout=5)

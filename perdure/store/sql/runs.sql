@@ -49,6 +49,9 @@ RETURNING run_id, started_at
 -- name: accepted_before
 SELECT run_id, task_hash, status FROM runs WHERE run_id = ANY($1::text[])
 
+-- name: has_ended
+SELECT finished_at IS NOT NULL FROM runs WHERE run_id = $1
+
 -- name: get
 SELECT run_id, agent_name, workflow, version, source_hash, session_id, parent_run_id, origin_run_id,
        origin_kind, task, status, epoch, process_id, attempts, queue_name, priority, fair_key, wake_at, waiting_signals,
