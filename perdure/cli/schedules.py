@@ -193,7 +193,7 @@ def _table(schedules: Sequence[Mapping[str, Any]]) -> Table:
             escape(name),
             escape(one["cron"]),
             one["timezone"],
-            "[dim]no code declares it[/]" if one["retired_at"] else waits,
+            "[dim]no code declares it[/]" if one.get("retired_at") else waits,
             _moment(one["last_at"]),
             f"all, {one['missed_limit']}" if one["missed"] == "all" else one["missed"],
         )

@@ -128,6 +128,28 @@ async def test_schedules_belong_to_tenants_and_so_do_their_runs(both: tuple[InPr
     problem(await door.http.put("/schedules/acme__x", json=said, **own), "invalid_request", 400)
 
 
+async def test_schedules_that_code_declares_are_the_platforms_and_are_paused_and_not_set(both: tuple[InProcess, Web]):
+    _, door = both
+    acme, own = await key(door, tenant="acme"), await key(door)
+    await door.gateway.pool.execute(
+        "INSERT INTO schedules (name, agent_name, cron, next_at, declared) "
+        "VALUES ('cron.clerk.run', 'clerk', '@daily', now() + interval '1 day', TRUE)"
+    )
+    declared = "INSERT INTO schedule_declarations (agent_name, digest, crons, holds) VALUES ('clerk', 'd', '[]', TRUE)"
+    await door.gateway.pool.execute(declared)
+    assert [each["declared"] for each in (await door.get("/schedules", **own))["schedules"]] == [True]
+    assert (await door.get("/schedules", **acme))["schedules"] == []
+    problem(await door.http.get("/schedules/cron.clerk.run", **acme), "not_found", 404)
+    assert (await door.post("/schedules/cron.clerk.run/pause", **own))["paused"] is True
+    said = {"agent": "clerk", "cron": "0 6 * * *"}
+    for name in ("cron.clerk.run", "cron.clerk.other"):
+        for who in (own, acme):
+            reply = await door.http.put(f"/schedules/{name}", json=said, **who)
+            assert reply.status_code in (400, 404), reply.text
+    problem(await door.http.delete("/schedules/cron.clerk.run", **own), "conflict", 409)
+    assert (await door.get("/schedules/cron.clerk.run", **own))["cron"] == "@daily"
+
+
 async def test_queues_are_the_platforms(both: tuple[InProcess, Web]):
     _, door = both
     own, acme, narrow = await key(door), await key(door, tenant="acme"), await key(door, agents=["clerk"])
