@@ -126,6 +126,7 @@ async def test_its_timeout_bounds_each_attempt(shop):
     assert run["output"] == ["hang", 2, "TimeoutError"]
 
 
+@pytest.mark.in_memory  # a run that waits for its next try is lost while it is held
 async def test_the_budget_of_its_retries_counts_over_lost_processes(shop):
     platform, process = shop
     run_id = await platform.start_run("shop", {}, workflow="budget")
