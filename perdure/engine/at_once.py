@@ -76,7 +76,7 @@ async def _insist(execution: Execution, row: JournalRow, statement: Statement, o
     pool, queries, delay, again = execution.host.pool, execution.host.queries, 0.05, False
     while True:
         try:
-            async with pool.acquire() as connection:
+            async with execution.host.connections.acquire() as connection:
                 return await statement(connection, columns_of(row, execution.epoch, output))
         except CONNECTION_ERRORS as error:
             log.warning("statement repeated", action="statement.retry", error=type(error).__name__)

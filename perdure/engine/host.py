@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from perdure.engine.journal import Journal
     from perdure.engine.steps import StepCall
     from perdure.settings import Settings
-    from perdure.store.postgres import Pool
+    from perdure.store.postgres import Pool, Warm
 
 
 class Host(Protocol):
@@ -37,6 +37,7 @@ class Host(Protocol):
     steps_running: int
     counts: Counts
     transactions: asyncio.Semaphore
+    connections: Warm  # for what is done under `transactions`, and for what is short
 
     def may_start(self, execution: Execution) -> bool:
         """Whether a step of `execution` may begin now."""

@@ -20,7 +20,7 @@ from perdure.engine.rows import TERMINAL, Move, Start
 from perdure.engine.start_options import StartOptions
 from perdure.engine.stored import OUTCOME, WHOLE, open_columns, readable, shown_spots, signal_spot, step_spots
 from perdure.errors import Conflict, InvalidRequest, NotFound
-from perdure.store.postgres import Connection, Kept, Pool
+from perdure.store.postgres import Connection, Kept, Pool, PooledConnection
 from perdure.store.queries import load_queries
 from perdure.store.vault import PLAIN, Vault, vault_of
 
@@ -355,7 +355,7 @@ async def tell_parents(pool: Pool, nats: Client, children: Sequence[str]) -> Non
             nudge(nats, parent["process_id"], parent["run_id"])
 
 
-async def next_turns(pool: Pool, nats: Client, sessions: Sequence[tuple[str, str]]) -> None:
+async def next_turns(pool: Pool | PooledConnection, nats: Client, sessions: Sequence[tuple[str, str]]) -> None:
     """Wake the first waiting turn of each session, given as (agent, session)."""
     agents, names = [agent for agent, _ in sessions], [name for _, name in sessions]
     for record in await pool.fetch(_ENGINE["next_turns"], agents, names):

@@ -341,7 +341,7 @@ class TransactionCall(StepCall):
         row: JournalRow | None = None
         lost = True
         try:
-            async with execution.host.pool.acquire() as connection:
+            async with execution.host.connections.acquire() as connection:
                 try:
                     async with own_session(connection, marked), connection.transaction():
                         text = await work(connection)

@@ -38,7 +38,7 @@ from perdure.engine.stored import unreadable
 from perdure.observe.logging import tell_where
 from perdure.settings import Settings
 from perdure.store.failures import CONNECTION_ERRORS
-from perdure.store.postgres import Kept, Pool
+from perdure.store.postgres import Kept, Pool, Warm
 from perdure.store.queries import load_queries
 from perdure.store.vault import Unreadable, vault_of
 
@@ -96,7 +96,9 @@ class Worker:
         self.steps_running = 0
         self.counts = Counts()
         # A transaction holds a connection while the author's code runs; the engine must not wait for one.
-        self.transactions = asyncio.Semaphore(max(1, settings.pool_size - 3))
+        at_a_time = max(1, settings.pool_size - 3)
+        self.transactions = asyncio.Semaphore(at_a_time)
+        self.connections = Warm(pool, at_a_time)
         self.loop = asyncio.get_running_loop()
         self.threads: Executor = ThreadPoolExecutor(max_workers=32, thread_name_prefix=f"{agent_name}-step")
         self.executions: dict[str, Execution] = {}
@@ -179,6 +181,7 @@ class Worker:
         for task in [*self._tasks, *self._background]:
             task.cancel()
         await asyncio.gather(*self._tasks, *self._background, return_exceptions=True)
+        await self.connections.release()
         await self._liveness.stop()
         self.threads.shutdown(wait=False, cancel_futures=True)
 
@@ -198,6 +201,7 @@ class Worker:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+        await self.connections.release()
         await self._liveness.stop(leave=False)
         self.threads.shutdown(wait=False, cancel_futures=True)
 
@@ -433,7 +437,11 @@ class Worker:
         if awaited:
             self._soon(runs.tell_parents(self.pool, self.nats, awaited))
         if sessions:
-            self._soon(runs.next_turns(self.pool, self.nats, [(self.agent_name, name) for name in sessions]))
+            self._soon(self._next_turns(sessions))
+
+    async def _next_turns(self, sessions: Sequence[str]) -> None:
+        async with self.connections.acquire() as connection:
+            await runs.next_turns(connection, self.nats, [(self.agent_name, name) for name in sessions])
 
     def _observe(self, execution: Execution, move: Move) -> None:
         self.counts.moved(execution.run, move, self.clock.now().timestamp())

@@ -127,6 +127,7 @@ class _Host:
     pool: Any = None
     threads: Any = None
     transactions: Any = None
+    connections: Any = None
 
     def __init__(self, config: AgentConfig, clock: FakeClock) -> None:
         self.loop = asyncio.get_running_loop()
