@@ -73,6 +73,7 @@ class AgentModel:
 
     def __init__(self, agent_name: str, given: str | Model | None) -> None:
         self.given = given
+        self._own = given if isinstance(given, Model) else None  # asked once: of a protocol it is slow
         self.counts = AgentCounts()
         self._agent = agent_name
         self._client = ModelClient()
@@ -88,9 +89,10 @@ class AgentModel:
         Raises `PermanentError` or `RetryableError` with a text that says what to do: that of the configured endpoint
         when every fallback failed too, and retryable when any of them was.
         """
-        if isinstance(self.given, Model) and settings.llm_provider is None and settings.llm_base_url is None:
-            with model_span(resources.traces, type(self.given).__name__, "own") as told:
-                reply = self._priced(await self.given.complete(request, on_delta=deltas), settings)
+        own = self._own
+        if own is not None and settings.llm_provider is None and settings.llm_base_url is None:
+            with model_span(resources.traces, type(own).__name__, "own") as told:
+                reply = self._priced(await own.complete(request, on_delta=deltas), settings)
                 told(reply)
             return self._counted(reply)
         failures: list[PermanentError | RetryableError] = []

@@ -18,6 +18,7 @@ from pydantic import BaseModel, TypeAdapter
 
 _OPTIONS = orjson.OPT_PASSTHROUGH_SUBCLASS | orjson.OPT_NON_STR_KEYS
 _HASH_OPTIONS = orjson.OPT_SORT_KEYS | orjson.OPT_NON_STR_KEYS | orjson.OPT_PASSTHROUGH_SUBCLASS
+_SCALAR_KINDS: Final = frozenset((str, int, bool, type(None)))
 _SCALARS = (str, int, bool, type(None))
 SHOWN_ARGUMENTS: Final = 2048  # bytes of a step's arguments that are kept to be looked at
 
@@ -64,8 +65,28 @@ def decode(text: str | bytes | None) -> Any:
 
 def _refuse_nan(value: Any, text: str, what: str) -> None:
     """NaN is written as null, which would come back as `None`."""
-    if "null" in text and (path := _not_finite(value, what)):
+    if "null" in text and not _finite(value) and (path := _not_finite(value, what)):
         raise TypeError(f"{path}, which JSON cannot carry")
+
+
+def _finite(value: Any, depth: int = 0) -> bool:
+    """Whether there is surely nothing to find for `_not_finite`, which names each thing that it looks at."""
+    kind = type(value)
+    if kind in _SCALAR_KINDS:
+        return True
+    if kind is float:
+        return math.isfinite(value)
+    if depth > 200:
+        return False
+    if kind is dict:
+        items = value.values()
+    elif kind is list or kind is tuple:
+        items = value
+    elif is_dataclass(kind):
+        items = (getattr(value, name, None) for name in kind.__dataclass_fields__)
+    else:
+        return False
+    return all(_finite(item, depth + 1) for item in items)
 
 
 def _not_finite(value: Any, path: str, depth: int = 0) -> str | None:

@@ -96,7 +96,7 @@ async def test_a_connection_killed_at_commit_is_no_attempt_and_no_effect(booking
 
 async def test_a_commit_whose_answer_was_lost_is_not_made_twice(booking, pool, monkeypatch):
     platform, process = booking
-    real = process.worker.pool
+    real = process.worker.connections
 
     class Losing:
         """Every transaction's connection is lost after its commit."""
@@ -114,7 +114,7 @@ async def test_a_commit_whose_answer_was_lost_is_not_made_twice(booking, pool, m
             raise ConnectionResetError("the answer is lost")
 
     losing = Losing()
-    monkeypatch.setattr(process.worker, "pool", losing)
+    monkeypatch.setattr(process.worker, "connections", losing)
     assert await book(platform, pool, {"n": 5}) == (5, 1, ["first", "book", "last"])
     assert (losing.lost, process.agent.calls) == (1, 1)
 
