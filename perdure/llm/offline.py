@@ -11,7 +11,7 @@ import hashlib
 import os
 import re
 import signal
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import suppress
 from typing import Any
 
@@ -250,6 +250,14 @@ async def _serve(host: str, port: int, delay: float) -> None:
     await server.stop()
 
 
+def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
+    try:
+        import uvloop  # noqa: PLC0415 - not on every platform
+    except ImportError:
+        return None
+    return uvloop.new_event_loop
+
+
 def main(arguments: list[str] | None = None) -> None:
     """The command line of the offline model."""
     parser = argparse.ArgumentParser(prog="python -m perdure.llm.offline", description=SAYS)
@@ -258,7 +266,8 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--delay", type=float, default=0.0, help="seconds before each answer")
     said = parser.parse_args(arguments)
     try:
-        asyncio.run(_serve(said.host, said.port, said.delay))
+        with asyncio.Runner(loop_factory=_loop_factory()) as runner:
+            runner.run(_serve(said.host, said.port, said.delay))
     except OSError as error:
         parser.exit(1, f"cannot listen on {said.host}:{said.port}: {error.strerror or error}; choose another --port\n")
 
