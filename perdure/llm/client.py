@@ -6,7 +6,7 @@ import asyncio
 import time
 from collections import OrderedDict
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -16,34 +16,16 @@ from perdure.llm.responses import ResponsesAssembler, responses_body
 from perdure.llm.types import ModelReply, ModelRequest, ModelSettings, OnDelta
 
 if TYPE_CHECKING:
-    from ssl import SSLContext
-
     from openai import AsyncOpenAI
 
-    from perdure.llm.direct import Direct
-
 _KEPT = 8
+_CONNECT_SECONDS = 5.0
 
 
 @dataclass(slots=True)
 class _Kept:
     client: AsyncOpenAI
-    direct: Direct | None  # the short way, where there is one
     users: int = 0
-
-    async def post(self, path: str, payload: dict[str, Any]) -> Any:
-        """The JSON of a whole answer."""
-        if self.direct is not None:
-            from perdure.llm.direct import OtherWayError  # noqa: PLC0415  (loaded by now)
-
-            with suppress(OtherWayError):
-                return await self.direct.post(path, payload)
-        return await self.client.post(path, cast_to=object, body=payload)
-
-    async def close(self) -> None:
-        if self.direct is not None:
-            await self.direct.close()
-        await self.client.close()
 
 
 def body(settings: ModelSettings, request: ModelRequest, *, stream: bool) -> dict[str, Any]:
@@ -74,24 +56,16 @@ def _tool_choice(choice: str) -> str | dict[str, Any]:
     return {"type": "function", "function": {"name": choice}}
 
 
-def _build(settings: ModelSettings) -> tuple[AsyncOpenAI, bool, SSLContext | None]:
-    """OpenAI's client for an endpoint; whether there is a shorter way for whole answers, and whom that one trusts."""
-    import httpx2  # noqa: PLC0415  (the same)
+def _build(settings: ModelSettings) -> AsyncOpenAI:
     import openai  # noqa: PLC0415  (heavy: loads with the first model call)
 
-    from perdure.llm import direct  # noqa: PLC0415  (the same)
-
-    client = openai.AsyncOpenAI(
+    return openai.AsyncOpenAI(
         api_key=settings.api_key,
         base_url=settings.base_url,
         max_retries=0,
-        timeout=openai.Timeout(settings.timeout, connect=direct.CONNECT_SECONDS),
+        timeout=openai.Timeout(settings.timeout, connect=_CONNECT_SECONDS),
         default_headers=dict(settings.headers),
     )
-    client.platform_headers()  # reads files, once
-    is_direct = direct.possible(settings)
-    trusted = httpx2.create_ssl_context() if is_direct and settings.base_url.startswith("https:") else None
-    return client, is_direct, trusted
 
 
 async def _stream(
@@ -136,18 +110,21 @@ class ModelClient:
             )
         else:
             path, assembler, payload = "/chat/completions", Assembler(), body(settings, request, stream=stream)
-        async with self._calling(settings) as kept:
+        async with self._calling(settings) as client:
             if on_delta is None:
-                assembler.take_whole(await kept.post(path, payload))
+                assembler.take_whole(await client.post(path, cast_to=object, body=payload))
             else:
-                await _stream(kept.client, path, payload, assembler, on_delta)
+                await _stream(client, path, payload, assembler, on_delta)
             return assembler.reply(provider=settings.provider, seconds=time.monotonic() - began)
 
     async def embed(self, settings: ModelSettings, texts: list[str]) -> list[list[float]]:
         """One vector for each text, in order."""
-        async with self._calling(settings) as kept:
-            asked = {"model": settings.model, "input": texts, "encoding_format": "float"}
-            answer = await kept.post("/embeddings", asked)
+        async with self._calling(settings) as client:
+            answer = await client.post(
+                "/embeddings",
+                cast_to=object,
+                body={"model": settings.model, "input": texts, "encoding_format": "float"},
+            )
             data = answer.get("data") if isinstance(answer, dict) else None
             if not isinstance(data, list) or len(data) != len(texts):
                 raise NonsenseReplyError("the embeddings are not one vector for each text")
@@ -155,23 +132,20 @@ class ModelClient:
             return [[float(value) for value in row["embedding"]] for row in rows]
 
     @asynccontextmanager
-    async def _calling(self, settings: ModelSettings) -> AsyncIterator[_Kept]:
-        """The clients for `settings`, kept alive while it is used; its errors come out as ours."""
+    async def _calling(self, settings: ModelSettings) -> AsyncIterator[AsyncOpenAI]:
+        """The client for `settings`, kept alive while it is used; its errors come out as ours."""
         key = (settings.base_url, settings.api_key, repr((settings.timeout, sorted(settings.headers.items()))))
         if key not in self._clients:
             # in a thread: the first import takes a second, and each client reads the trust store
-            client, is_direct, trusted = await asyncio.to_thread(_build, settings)
-            from perdure.llm.direct import Direct  # noqa: PLC0415  (loaded by now)
-
-            if key not in self._clients:
-                self._clients[key] = _Kept(client, Direct(client, settings, trusted) if is_direct else None)
+            built = await asyncio.to_thread(_build, settings)
+            self._clients.setdefault(key, _Kept(built))
         kept = self._clients[key]
         self._clients.move_to_end(key)
         kept.users += 1
         import openai  # noqa: PLC0415  (loaded by now)
 
         try:
-            yield kept
+            yield kept.client
         except openai.APIError as error:
             raise model_error(error, settings) from error
         except (NonsenseReplyError, ValueError, TypeError, KeyError) as error:  # JSON that is none is a ValueError
@@ -185,10 +159,10 @@ class ModelClient:
             idle = next((key for key, kept in self._clients.items() if kept.users == 0), None)
             if idle is None:
                 return
-            await self._clients.pop(idle).close()
+            await self._clients.pop(idle).client.close()
 
     async def close(self) -> None:
         """Close every connection; calls still under way fail as `RetryableError`."""
         while self._clients:
             _, kept = self._clients.popitem()
-            await kept.close()
+            await kept.client.close()

@@ -9,8 +9,6 @@ from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit, urlunsplit
 
-import orjson
-
 from perdure.errors import PermanentError, RetryableError
 from perdure.llm.types import ModelSettings
 
@@ -90,33 +88,6 @@ def status_error(
     return PermanentError(f"{text} {_ADVICE.get(status, _ADVICE[400])}")
 
 
-def answered(
-    status: int, content: bytes, settings: ModelSettings, headers: Mapping[str, str]
-) -> PermanentError | RetryableError:
-    """The error for an answer with an HTTP status of one, whose body says why, or does not."""
-    try:
-        body = orjson.loads(content)
-    except orjson.JSONDecodeError:
-        body = None
-    said = body.get("error", body) if isinstance(body, dict) else None
-    message, code = (said.get("message"), said.get("code")) if isinstance(said, dict) else (None, None)
-    text = message if isinstance(message, str) and message else f"Error code: {status}"
-    return status_error(status, text, settings, code=code if isinstance(code, str) else None, headers=headers)
-
-
-def silent(settings: ModelSettings) -> RetryableError:
-    """The error for an endpoint that says nothing for too long."""
-    return RetryableError(f"{place(settings)} was silent for {settings.timeout:g} s.")
-
-
-def broken(settings: ModelSettings, cause: BaseException) -> RetryableError:
-    """The error for an endpoint that cannot be reached, or whose connection broke."""
-    return RetryableError(
-        f"{place(settings)} cannot be reached: {without_key(str(cause) or type(cause).__name__, settings)}. "
-        "Check llm_base_url (or OPENAI_BASE_URL) and the network."
-    )
-
-
 def nonsense(settings: ModelSettings, why: str) -> RetryableError:
     """The error for an answer that is no chat completion; another try often mends it."""
     return RetryableError(
@@ -134,9 +105,13 @@ def model_error(error: openai.APIError, settings: ModelSettings) -> PermanentErr
         text = said if isinstance(said, str) and said else error.message
         return status_error(error.status_code, text, settings, code=error.code, headers=error.response.headers)
     if isinstance(error, openai.APITimeoutError):
-        return silent(settings)
+        return RetryableError(f"{place(settings)} was silent for {settings.timeout:g} s.")
     if isinstance(error, openai.APIConnectionError):
-        return broken(settings, error.__cause__ or error)
+        cause = error.__cause__ or error
+        return RetryableError(
+            f"{place(settings)} cannot be reached: {without_key(str(cause) or type(cause).__name__, settings)}. "
+            "Check llm_base_url (or OPENAI_BASE_URL) and the network."
+        )
     if error.code in _CODES:
         return PermanentError(f"{place(settings)} said: {without_key(error.message, settings)} {_CODES[error.code]}")
     return RetryableError(f"{place(settings)} broke off: {without_key(error.message, settings)}")
