@@ -12,6 +12,7 @@ from collections.abc import Generator
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
 
+from perdure.engine.branch import current
 from perdure.engine.points import reach
 from perdure.engine.rows import JournalRow, Snapshot, Start
 from perdure.errors import WorkflowMisuse
@@ -94,7 +95,10 @@ class Call(Generic[T]):
         finally:
             self.branch.waiting_on = None
         if self._error is not None:
-            raise self._error
+            try:
+                raise self._error
+            finally:
+                self._error = None  # its traceback has this call
         return self._value  # type: ignore[no-any-return]
 
     def begin(self) -> None:
@@ -133,7 +137,8 @@ class Call(Generic[T]):
         self.execution.pending.pop(self.path, None)
         self.stop_timer()
         if self.parent is not None:
-            self.parent.child_resolved(self)
+            parent, self.parent = self.parent, None
+            parent.child_resolved(self)
         elif self.awaited:
             self.execution.active += 1
             if self._future is not None and not self._future.done():
@@ -301,13 +306,16 @@ class Gather(Call[list[Any]]):
             raise
         except BaseException as error:  # noqa: BLE001 -- raised again where the gather is awaited; SystemExit, too
             return None, error
+        finally:
+            current.set(None)  # the task is kept by the line that it would keep
 
     def _branch_done(self, index: int, coroutine: Any, task: asyncio.Task[Any]) -> None:
         coroutine.close()  # one that was cancelled before it began would complain that nobody awaited it
+        line = self._branches.pop(index)
         if self.execution.closed:
+            line.task = None
             return
         self.execution.active -= 1
-        del self._branches[index]
         if task.cancelled():
             value, error = None, asyncio.CancelledError()
         else:

@@ -70,6 +70,7 @@ class Journal:
                     batch = self._waiting[: self.max_batch]
                     del self._waiting[: self.max_batch]
                     await self._write(batch)
+                    del batch  # while nothing is written, nothing keeps the runs that have left
         finally:
             await kept.release()
 
