@@ -18,7 +18,7 @@ from perdure.engine.queues import claim_queued, where_they_stand
 from perdure.engine.rows import ClaimedRun, JournalRow, claimed, journaled
 from perdure.engine.stored import open_claims
 from perdure.store.failures import CONNECTION_ERRORS
-from perdure.store.postgres import Kept
+from perdure.store.postgres import Kept, Pool, PooledConnection
 
 if TYPE_CHECKING:
     import asyncpg
@@ -169,7 +169,7 @@ class Claims:
         records = await self._take(run_ids, config, process_id)
         reach("claim.after")
         taken = [claimed(worker.agent_name, record) for record in records]
-        await self._begin(taken, config, process_id)
+        await self._begin(taken, config, process_id, where=self._kept)
         missed = set(run_ids) - {run.run_id for run in taken}
         self._missed = bool(missed)
         if not missed:
@@ -197,7 +197,8 @@ class Claims:
         config, process_id = await self.newest_config(), worker.process_id
         records = await claim_queued(worker.pool, process_id, worker.agent_name, queue, slots, config, worker.offer)
         reach("claim.after")
-        await self._begin([claimed(worker.agent_name, record) for record in records], config, process_id)
+        taken = [claimed(worker.agent_name, record) for record in records]
+        await self._begin(taken, config, process_id, where=self._kept)
 
     async def _suspects(self) -> None:
         """Claim the runs that two processes were lost with, one after the other, each while no other run is here.
@@ -246,7 +247,8 @@ class Claims:
         if not records:
             return True  # another process was quicker
         worker.alone = records[0]["run_id"]
-        await self._begin([claimed(worker.agent_name, record) for record in records], config, process_id)
+        taken = [claimed(worker.agent_name, record) for record in records]
+        await self._begin(taken, config, process_id, where=self._kept)
         execution = worker.executions.get(worker.alone)
         deadline = worker.loop.time() + ALONE
         while execution is not None and worker.executions.get(execution.run_id) is execution and not execution.wrote:
@@ -262,10 +264,18 @@ class Claims:
             await self._worker.keep_snapshot(config)
         return config
 
-    async def _begin(self, taken: list[ClaimedRun], config: AgentConfig, process_id: str) -> None:
-        """Read the journals of claimed runs, and execute them."""
+    async def _begin(
+        self, taken: list[ClaimedRun], config: AgentConfig, process_id: str, *, where: Kept | Pool
+    ) -> None:
+        """Read the journals of claimed runs, and execute them.
+
+        `where` is the claim's connection, which is free by now: what steps ask of the pool does not stand before it.
+        """
         worker = self._worker
-        histories = await self._histories([run for run in taken if run.epoch > 1 or run.base_seq > 0])
+        histories: dict[str, list[JournalRow]] = {}
+        if lived := [run for run in taken if run.epoch > 1 or run.base_seq > 0]:
+            async with where.acquire() as connection:
+                histories = await self._histories(connection, lived)
         unreadable = await open_claims(worker.pool, taken, histories)
         for run_id in unreadable:
             histories.pop(run_id, None)
@@ -295,7 +305,8 @@ class Claims:
                     await worker.pool.execute(worker.queries["stand_on"], ids, epochs, config.hash, config.revision)
                     for run in stale:
                         run.config_hash, run.config_revision = config.hash, config.revision
-                await self._begin([run for run in runs if run.run_id not in worker.executions], config, process_id)
+                new = [run for run in runs if run.run_id not in worker.executions]
+                await self._begin(new, config, process_id, where=worker.pool)
                 reach("claim.begun")
             if not self._takes_held:
                 for run in runs:
@@ -313,7 +324,7 @@ class Claims:
         """Replay a run that this process holds, from the journal, as another process would after it."""
         worker = self._worker
         run = replace(execution.run, cancel_reason=execution.cancel_reason)
-        histories = await self._histories([run])
+        histories = await self._histories(worker.pool, [run])
         unreadable = await open_claims(worker.pool, [], histories)
         if unreadable:
             raise unreadable[run.run_id]
@@ -330,12 +341,9 @@ class Claims:
         found = await worker.pool.fetch(worker.queries["offered_elsewhere"], list(run_ids), worker.process_id)
         return {record["run_id"] for record in found}
 
-    async def _histories(self, taken: list[ClaimedRun]) -> dict[str, list[JournalRow]]:
-        if not taken:
-            return {}
-        records = await self._worker.pool.fetch(
-            self._worker.queries["history"], [run.run_id for run in taken], [run.base_seq for run in taken]
-        )
+    async def _histories(self, where: Pool | PooledConnection, taken: list[ClaimedRun]) -> dict[str, list[JournalRow]]:
+        query = self._worker.queries["history"]
+        records = await where.fetch(query, [run.run_id for run in taken], [run.base_seq for run in taken])
         histories: defaultdict[str, list[JournalRow]] = defaultdict(list)
         for record in records:
             histories[record["run_id"]].append(journaled(record))

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime, timedelta
 
+import asyncpg
 import structlog
 from nats.aio.client import Client
 from nats.aio.msg import Msg
 
 from perdure import subjects
+from perdure.bus.outgoing import Outgoing
 from perdure.engine import control, queues, runs
 from perdure.engine.clock import TIMER_SOON, Clock
 from perdure.engine.points import reach
@@ -25,7 +27,8 @@ _SQL = load_queries("engine.sql")
 log = structlog.get_logger(__name__)
 
 BATCH = 1000
-TIMER_PAUSE = 0.01  # seconds between looks for due timers, at least
+TIMER_PAUSE = 0.01  # seconds from a look that woke runs to the next one, at least: what is due by then goes together
+TIMER_STEP = 0.001  # seconds: event loops know no shorter ones, and would come back a little too early
 
 
 class Sweeper:
@@ -39,6 +42,7 @@ class Sweeper:
         self._hurry = asyncio.Event()
         self._sooner = asyncio.Event()
         self._ends = UntoldEnds(pool, nats)
+        self._outgoing = Outgoing(nats)
         self.redispatched = self.fired = 0
 
     def readings(self) -> Iterator[Reading]:
@@ -63,14 +67,17 @@ class Sweeper:
         It sleeps until the first timer is due. One that was set meanwhile is seen at the next look, `TIMER_SOON`
         seconds later; processes tell of those that are due before that.
         """
+        loop = asyncio.get_running_loop()
         while True:
             self._sooner.clear()
-            while await self.wake_due() == BATCH:
+            while (woken := await self.wake_due()) == BATCH:
                 pass
+            again_at = loop.time() + (TIMER_PAUSE if woken else 0.0)
             first = await self._pool.fetchval(_SQL["next_timer"])
             left = TIMER_SOON if first is None else (first - self._clock.now()).total_seconds()
+            pause = left + TIMER_STEP if left > 0 else TIMER_PAUSE  # due, and in the hands of another
             with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(min(max(left, TIMER_PAUSE), TIMER_SOON)):
+                async with asyncio.timeout(min(max(pause, again_at - loop.time()), TIMER_SOON)):
                     await self._sooner.wait()
 
     async def wake_due(self) -> int:
@@ -82,9 +89,14 @@ class Sweeper:
         if unplaced := [record["run_id"] for record in records if record["unplaced"]]:
             await queues.place(self._pool, unplaced, own=False)
         self.fired += len(records)
-        for record in records:
-            runs.wake(self._nats, record["run_id"], record["agent_name"])
+        self._wake(records)
         return len(records)
+
+    def _wake(self, records: Sequence[asyncpg.Record]) -> None:
+        """Send the wake-ups of these runs, in one write; a lost one is repeated."""
+        for record in records:
+            self._outgoing.put(subjects.work(record["agent_name"]), record["run_id"].encode())
+        self._outgoing.flush()
 
     async def run_outbox(self) -> None:
         """Dispatch pending runs again whose last wake-up is old, and ended children nobody was told of."""
@@ -109,8 +121,7 @@ class Sweeper:
         records = await self._pool.fetch(_SQL["stale_pending"], age, BATCH)
         if records:
             reach("outbox.after")
-        for record in records:
-            runs.wake(self._nats, record["run_id"], record["agent_name"])
+        self._wake(records)
         self.redispatched += len(records)
         if records:
             log.info("dispatched again", action="sweep.redispatched", runs=len(records))

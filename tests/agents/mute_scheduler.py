@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import os
 import signal
-from typing import Any
 
+from perdure import subjects
+from perdure.bus.outgoing import Outgoing
 from perdure.bus.service import serve
-from perdure.engine import runs
 from services.scheduler.service import Scheduler
 
-
-def die(*_: Any) -> None:
-    os.kill(os.getpid(), signal.SIGKILL)
+put = Outgoing.put
 
 
-runs.wake = die  # type: ignore[assignment]
+def die(outgoing: Outgoing, subject: str, payload: bytes, *, soon: bool = False) -> bool:
+    if subject.startswith(f"{subjects.WORK}."):
+        os.kill(os.getpid(), signal.SIGKILL)
+    return put(outgoing, subject, payload, soon=soon)
+
+
+Outgoing.put = die  # type: ignore[method-assign]
 
 if __name__ == "__main__":
     serve(Scheduler())
