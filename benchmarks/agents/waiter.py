@@ -11,6 +11,7 @@ from perdure import DurableAgent, run_agent
 from perdure.llm.types import ModelReply, ModelRequest
 
 SECONDS = float(os.environ["MODEL_SECONDS"])
+SHOWN = int(os.environ.get("MODEL_SHOWN", "20"))  # messages of the conversation
 
 
 class Own:
@@ -24,4 +25,4 @@ class Own:
 
 
 if __name__ == "__main__":
-    run_agent(DurableAgent("waiter", model=Own(), stream=False, history_max_messages=20))
+    run_agent(DurableAgent("waiter", model=Own(), stream=False, history_max_messages=SHOWN))

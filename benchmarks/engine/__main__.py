@@ -1,7 +1,8 @@
 """`python -m benchmarks.engine`: the durable engine beside a bare prototype, on one Postgres with fsync on.
 
-Prints a table with ratios and the machine, and writes `benchmarks/results/engine.json`. With `--peers PYTHON`, an
-environment that has what requirements-peers.lock says (`make peers`), DBOS and LangGraph run workload A beside it.
+Then 500 turns of a growing conversation (workload D). Prints tables with ratios and the machine, and writes
+`benchmarks/results/engine.json`. With `--peers PYTHON`, an environment that has what requirements-peers.lock says
+(`make peers`), DBOS and LangGraph run workload A beside it.
 """
 
 from __future__ import annotations
@@ -22,6 +23,8 @@ import psutil
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks.engine.conversation import conversation
+from benchmarks.engine.goals import Figure, for_json, table_of
 from benchmarks.engine.load import Measured, measure
 from benchmarks.engine.peers import Peer, measure_peers
 from perdure.embedded.platform import Platform
@@ -63,6 +66,7 @@ async def main(peers_python: Path | None) -> None:
                         if workflow == "run":
                             bare = await measure(nc, database, subject="proto.ask", pid=prototype.pid, **shared)
                         rows.append((ours, bare))
+                figures = await conversation(nc, database, platform.urls.environment())
             finally:
                 await database.close()
                 await nc.close()
@@ -70,10 +74,10 @@ async def main(peers_python: Path | None) -> None:
                 await prototype.wait()
             if peers_python is not None:
                 peers = await measure_peers(peers_python, platform.urls.database_url, 10)
-    show(rows, peers)
+    show(rows, peers, figures)
 
 
-def show(rows: list[tuple[Measured, Measured | None]], peers: list[Peer]) -> None:
+def show(rows: list[tuple[Measured, Measured | None]], peers: list[Peer], figures: list[Figure]) -> None:
     table = Table(
         *("workload", "callers", "steps/s", "runs/s", "p50 ms", "p99 ms", "commits/run"),
         *("CPU us/step", "bare CPU", "of bare"),
@@ -110,10 +114,11 @@ def show(rows: list[tuple[Measured, Measured | None]], peers: list[Peer]) -> Non
         "cores": psutil.cpu_count(),
         "load": os.getloadavg()[0],
     }
-    Console(width=140).print(table, *([beside] if peers else []), about)
+    Console(width=140).print(table, table_of(figures), *([beside] if peers else []), about)
     RESULTS.mkdir(exist_ok=True)
     said = [{"ours": ours.as_dict(), "bare": bare and bare.as_dict()} for ours, bare in rows]
     whole = {**about, "rows": said, "peers": [asdict(peer) for peer in peers]}
+    whole["figures"] = for_json(figures)
     (RESULTS / "engine.json").write_bytes(orjson.dumps(whole, option=orjson.OPT_INDENT_2))
 
 

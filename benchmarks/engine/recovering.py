@@ -36,7 +36,7 @@ class Recovering(BaseAgent):
     async def nap(self, ctx: Context, task: str) -> None:
         """Sleep until a moment."""
         await ctx.sleep_until(datetime.fromisoformat(task))
-        await ctx.step("beat", self.beat, ctx.run_id, 0.0)
+        await ctx.step("awake", self.row, 0)
 
     @workflow
     async def wait(self, ctx: Context) -> Any:
