@@ -26,6 +26,7 @@ OTHERS = {
     *("OTEL_SERVICE_NAME", "OTEL_TRACES_SAMPLER", "OTEL_EXPORTER_OTLP_HEADERS"),
     *("CONSUL_HTTP_SSL", "CONSUL_HTTP_SSL_VERIFY", "CONSUL_CACERT", "CONSUL_CLIENT_CERT", "CONSUL_CLIENT_KEY"),
     *("PERDURE_BENCH_KILLS", "PERDURE_BENCH_HANGS"),  # of benchmarks/engine/recovery.py
+    *("PERDURE_BENCH_WAITING", "PERDURE_BENCH_FINISHED"),  # of benchmarks/engine/many.py
     *(provider.key_variable for provider in PROVIDERS.values() if provider.key_variable),
 }
 COMPOSE = {
