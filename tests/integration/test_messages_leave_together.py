@@ -94,6 +94,10 @@ async def test_what_is_written_has_left_before_the_loop_turns(nc):
     outgoing.put("together.1", b"now", soon=True)
     outgoing.flush()
     assert nc.pending_data_size == 0
+    outgoing._left_at += 1000  # as if another write had just been
+    outgoing.put("together.1", b"soon", soon=True)
+    outgoing.flush()
+    assert nc.pending_data_size > 0, "it waits for what others put meanwhile"
 
 
 async def test_what_can_wait_leaves_at_a_pace_and_with_what_cannot(nc):
