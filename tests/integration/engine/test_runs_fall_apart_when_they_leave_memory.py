@@ -79,6 +79,7 @@ def uncollected() -> Iterator[None]:
 ENDS = {"undone": "failed", "asleep": "waiting", "asleep_in_parts": "waiting"}
 
 
+@pytest.mark.in_memory  # replays at every await still leave some to collections
 @pytest.mark.usefixtures("uncollected")
 async def test_a_run_that_has_left_is_freed_without_a_collection(settings, nc, monkeypatch):
     made: dict[str, list[weakref.ref[Execution]]] = {}
