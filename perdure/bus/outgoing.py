@@ -5,10 +5,9 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Coroutine
 from datetime import UTC, datetime
-from typing import Any, Final
+from typing import Final
 
 from nats.aio.client import Client
-from nats.aio.transport import TcpTransport
 
 from perdure.bus.connection import PENDING_SIZE
 from perdure.bus.namespace import subject_at
@@ -77,27 +76,9 @@ class Outgoing:
             self._lose(len(commands))
             self.away_since = self.away_since or datetime.now(UTC)  # also when it is there and takes nothing
             return
-        now = asyncio.get_running_loop().time()
-        alone, self._left_at = now - self._left_at >= MOMENT, now
+        self._left_at = asyncio.get_running_loop().time()
         _drive(nats._send_command(b"".join(commands)))  # noqa: SLF001 -- see `put`
-        # Under load the client's own task comes by later, and takes along what others have put meanwhile.
-        if not (alone and self._write()):
-            _drive(nats._flush_pending())  # noqa: SLF001 -- the same
-
-    def _write(self) -> bool:
-        """Write what waits now: the client's own task does it two turns of the loop later. False when that must."""
-        nats = self._nats
-        transport: Any = nats._transport  # noqa: SLF001 -- see `put`
-        if not _waits_by_drain(transport):
-            return False
-        try:
-            if not _drive(transport.drain()):
-                return False  # the kernel takes no more: the task waits until it does
-            transport.writelines(nats._pending)  # noqa: SLF001 -- the same
-        except (OSError, RuntimeError):
-            return False  # the connection is lost, which is the task's to find
-        nats._pending, nats._pending_data_size = [], 0  # noqa: SLF001 -- the same
-        return True
+        _drive(nats._flush_pending())  # noqa: SLF001 -- the same
 
     def _lose(self, number: int) -> None:
         self.lost += number
@@ -112,18 +93,10 @@ class Outgoing:
         self._soon = self._timer = None
 
 
-def _waits_by_drain(transport: object) -> bool:
-    return isinstance(transport, TcpTransport)  # that of a web socket sends while it drains
-
-
-def _drive(coroutine: Coroutine[object, None, object]) -> bool:
-    """Run `coroutine` up to where it would wait, which it does only when the buffer to the server is full.
-
-    Whether it came to its end.
-    """
+def _drive(coroutine: Coroutine[object, None, object]) -> None:
+    """Run `coroutine` up to where it would wait, which it does only when the buffer to the server is full."""
     try:
         coroutine.send(None)
     except StopIteration:
-        return True
+        return
     coroutine.close()
-    return False

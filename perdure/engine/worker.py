@@ -440,6 +440,8 @@ class Worker:
             self._soon(self._next_turns(sessions))
 
     async def _next_turns(self, sessions: Sequence[str]) -> None:
+        for _ in range(2):  # the word of the end leaves first, by the client's own task
+            await asyncio.sleep(0)
         async with self.connections.acquire() as connection:
             await runs.next_turns(connection, self.nats, [(self.agent_name, name) for name in sessions])
 

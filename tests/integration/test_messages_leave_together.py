@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
-
 from nats.aio.client import Client
 
 from perdure.bus.connection import connect
@@ -68,36 +66,6 @@ async def test_what_a_frozen_process_has_put_does_not_leave(nc):
     await nc.publish("together.2", b"later")
     await eventually(lambda: heard)
     assert heard == [("together.2", b"later")]
-
-
-async def test_what_the_kernel_does_not_take_yet_waits_and_keeps_its_order(nc, monkeypatch):
-    heard = await _heard(nc, "together.*")
-    taken = asyncio.Event()
-    monkeypatch.setattr(nc._transport, "drain", taken.wait)
-    outgoing = Outgoing(nc)
-    outgoing.put("together.1", b"first")
-    outgoing.flush()  # the client's own task writes it, and waits until there is room
-    await eventually(lambda: heard)
-    outgoing.put("together.2", b"second")
-    outgoing.flush()
-    assert nc.pending_data_size > 0
-    taken.set()
-    outgoing.put("together.3", b"third")
-    outgoing.flush()
-    await eventually(lambda: len(heard) == 3)
-    assert [payload for _, payload in heard] == [b"first", b"second", b"third"]
-    assert nc.pending_data_size == 0
-
-
-async def test_what_is_written_has_left_before_the_loop_turns(nc):
-    outgoing = Outgoing(nc)
-    outgoing.put("together.1", b"now", soon=True)
-    outgoing.flush()
-    assert nc.pending_data_size == 0
-    outgoing._left_at += 1000  # as if another write had just been
-    outgoing.put("together.1", b"soon", soon=True)
-    outgoing.flush()
-    assert nc.pending_data_size > 0, "it waits for what others put meanwhile"
 
 
 async def test_what_can_wait_leaves_at_a_pace_and_with_what_cannot(nc):
