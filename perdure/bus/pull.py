@@ -71,6 +71,11 @@ class PullConsumer:
         self._again = asyncio.Event()
         self._closed = False
 
+    @property
+    def asked(self) -> int:
+        """How many messages standing requests may still bring."""
+        return max(0, self._asked)
+
     async def run(self) -> None:
         """Take messages until `stop`; repair whatever is missing on the way."""
         loop = asyncio.get_running_loop()

@@ -7,7 +7,7 @@ it for long, as the next one says how much has been used in all.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, Final
@@ -70,13 +70,15 @@ def read_granted(data: bytes) -> Granted:
 
 
 class Slots:
-    """The slots that this process has granted, and the runs that come into them."""
+    """The slots that this process has granted, and the runs that come into them. `asked()`: wake-ups on their way."""
 
-    def __init__(self, worker: Worker, claims: Claims) -> None:
+    def __init__(self, worker: Worker, claims: Claims, asked: Callable[[], int]) -> None:
         self._worker = worker
+        self._asked = asked
         self._claims = claims
         self._process_id = ""
         self._grants: dict[str, _Grant] = {}  # by scheduler
+        self._wanted_until = 0.0  # loop time
         self.deaf = False  # what a kill does at once
 
     @property
@@ -87,11 +89,14 @@ class Slots:
 
     @property
     def kept(self) -> int:
-        """How many slots are for schedulers now, granted or not: most of what is free, in a process that has many."""
+        """How many slots are for schedulers now, granted or not: most of what is free, while one of them wants some.
+
+        In a process that has few it is none: what waits for long comes by wake-ups, and is not to wait longer.
+        """
         worker = self._worker
-        if worker.settings.run_slots < WORTH:
+        if worker.settings.run_slots < WORTH or worker.loop.time() > self._wanted_until:
             return 0
-        return max(0, worker.settings.run_slots - len(worker.executions) - worker.claims_waiting) * 3 // 4
+        return max(0, worker.free) * 3 // 4
 
     async def wanted(self, message: Msg) -> None:
         """A scheduler wants slots."""
@@ -113,10 +118,11 @@ class Slots:
             self._process_id = worker.process_id
             self._grants.clear()
         now = worker.loop.time()
+        self._wanted_until = now + SECONDS + GRACE
         grant = self._grants.setdefault(scheduler, _Grant())
         if grant.until <= now:
             grant.limit = grant.used
-        more = min(MOST - grant.open, self.kept - self.open)
+        more = min(MOST - grant.open, self.kept - self.open, worker.free - self._asked() - self.open)
         if more <= 0 and grant.until - now > GRACE + SECONDS / 2:
             return
         grant.limit += max(0, more)

@@ -110,7 +110,7 @@ class Worker:
         tell_where(where)
         self._liveness = Liveness(settings, agent_name, self._lost, self.offer)
         self._claims = Claims(self)
-        self._reserved = Slots(self, self._claims)
+        self._reserved = Slots(self, self._claims, lambda: self._consumer.asked)
         self._mailbox = Mailbox(self)
         self._consumer = PullConsumer(
             nats,
@@ -285,10 +285,13 @@ class Worker:
             return 0
         return min(self.settings.run_slots - len(self.executions) - self._reserved.open, 256)
 
+    @property
+    def free(self) -> int:
+        """Slots in which no run is, and for which no wake-up is there."""
+        return self.settings.run_slots - len(self.executions) - self._claims.waiting
+
     def _room(self) -> int:
-        return min(
-            self.slots, self.settings.run_slots - len(self.executions) - self._claims.waiting - self._reserved.kept
-        )
+        return min(self.slots, self.free - self._reserved.kept)
 
     def _take(self, message: Msg) -> None:
         run_id = message.data.decode("ascii", "replace")

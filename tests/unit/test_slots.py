@@ -43,7 +43,7 @@ class Outgoing:
 
 def worker_with(run_slots: int) -> Any:
     return SimpleNamespace(
-        settings=SimpleNamespace(run_slots=run_slots), executions={}, claims_waiting=0, loop=Clock(), takes=True,
+        settings=SimpleNamespace(run_slots=run_slots), free=run_slots, asked=0, loop=Clock(), takes=True,
         alone=None, process_id="a.one.1", agent_name="a", events=SimpleNamespace(outgoing=Outgoing()),
         offer=SimpleNamespace(names=["run", "run"], versions=["2", "1"], hashes=["h2", "h1"], newest=[True, False]),
     )  # fmt: skip
@@ -71,7 +71,7 @@ def claims():
 
 @pytest.fixture
 def reserved(worker, claims):
-    return Slots(worker, claims)
+    return Slots(worker, claims, lambda: worker.asked)
 
 
 def last(worker: Any) -> Any:
@@ -90,14 +90,29 @@ async def test_all_schedulers_together_get_what_is_kept_and_no_more(worker, rese
     for name in (b"s1", b"s2", b"s3", b"s4"):
         await reserved.wanted(message(name))
     assert reserved.open == reserved.kept == 512 * 3 // 4
-    worker.executions.update(dict.fromkeys(map(str, range(400))))
+    worker.free -= 400
     await reserved.wanted(message(b"s5"))
     assert reserved.open == 512 * 3 // 4, "nothing is taken back, and nothing given out beyond"
 
 
+async def test_what_wake_ups_may_bring_is_not_granted_too(worker, reserved):
+    worker.asked = 500
+    await reserved.wanted(message(b"s1"))
+    assert reserved.open == 12
+    assert reserved.kept == 512 * 3 // 4, "the next requests for wake-ups leave room"
+
+
+async def test_all_slots_are_for_wake_ups_when_no_scheduler_wants_any(worker, reserved):
+    assert reserved.kept == 0
+    await reserved.wanted(message(b"s1"))
+    assert reserved.kept > 0
+    worker.loop.now += SECONDS + slots.GRACE + 0.1
+    assert reserved.kept == 0
+
+
 async def test_a_process_with_few_slots_keeps_none(claims):
     worker = worker_with(slots.WORTH - 1)
-    few = Slots(worker, claims)
+    few = Slots(worker, claims, lambda: 0)
     await few.wanted(message(b"s1"))
     assert few.open == 0
     assert few.kept == 0
