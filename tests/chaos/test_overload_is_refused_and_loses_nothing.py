@@ -26,6 +26,7 @@ from tests.support import eventually, temporary_folder
 SECONDS = float(os.environ.get("PERDURE_CHAOS_OVERLOAD_SECONDS", "3"))
 PLACES = 8
 CALLERS = 10 * PLACES
+ENOUGH = 20  # answers of each kind
 GROWTH = 24 * 1024 * 1024  # bytes that the second half may take over the first
 
 
@@ -52,10 +53,17 @@ async def test_ten_times_the_load_is_refused_and_what_was_accepted_completes(set
                 )
                 url = await eventually(lambda: listening(nc), timeout=30)
                 until = time.monotonic() + SECONDS
+                patience = until + 60
+
+                def goes_on() -> bool:
+                    """For `SECONDS`, and on a busy machine until there is something to be counted."""
+                    now = time.monotonic()
+                    return now < until or (min(answers[200], answers[429]) <= ENOUGH and now < patience)
+
                 size = psutil.Process(gateway.pid).memory_info
 
                 async def call(http: httpx2.AsyncClient) -> None:
-                    while time.monotonic() < until:
+                    while goes_on():
                         answer = await http.post("/agents/clerk/run", json={"task": {"file": "may.csv"}})
                         answers[answer.status_code] += 1
                         if answer.status_code == 200:
@@ -64,7 +72,7 @@ async def test_ten_times_the_load_is_refused_and_what_was_accepted_completes(set
                             assert int(answer.headers["retry-after"]) >= 1
 
                 async def watch() -> None:
-                    while time.monotonic() < until:
+                    while goes_on():
                         memory.append(size().rss)
                         await asyncio.sleep(SECONDS / 30)
 
@@ -75,8 +83,8 @@ async def test_ten_times_the_load_is_refused_and_what_was_accepted_completes(set
         await eventually(lambda: pool.fetchval("SELECT bool_and(status = 'completed') FROM runs"), timeout=60)
     record_property("overload", {"answers": dict(answers), "rss": [memory[len(memory) // 3], after]})
     assert set(answers) == {200, 429}
-    assert answers[200] > 20
-    assert answers[429] > 20
+    assert answers[200] > ENOUGH
+    assert answers[429] > ENOUGH
     assert after < memory[len(memory) // 3] + GROWTH
     states = await pool.fetch("SELECT run_id, status FROM runs")
     assert {row["run_id"] for row in states} == set(accepted), "what was refused was not accepted"
