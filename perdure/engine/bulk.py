@@ -60,9 +60,7 @@ async def page(pool: Pool, nats: Client, said: RunBulk) -> dict[str, Any]:
         }
     found = await _find(pool, said, statuses, after, upto, said.limit + 1)
     rows, more = found[: said.limit], len(found) > said.limit
-    gate = asyncio.Semaphore(AT_ONCE)
-    act = _action(pool, nats, said, upto)
-    results = await asyncio.gather(*(_one(gate, act, run_id) for _, run_id in rows))
+    results = await _do(pool, nats, said, upto, [run_id for _, run_id in rows])
     failed = [
         {"run_id": run_id, "error": {"code": error.code, "message": error.message}}
         for (_, run_id), error in zip(rows, results, strict=True)
@@ -110,6 +108,14 @@ async def _find(
     return [(record["turn"], record["run_id"]) for record in records]
 
 
+async def _do(pool: Pool, nats: Client, said: RunBulk, upto: int, run_ids: list[str]) -> list[ApiError | None]:
+    if said.action == "signal":
+        return await control.signal_many(pool, nats, run_ids, said.name or "", said.payload, said.id)
+    gate = asyncio.Semaphore(AT_ONCE)
+    act = _action(pool, nats, said, upto)
+    return list(await asyncio.gather(*(_one(gate, act, run_id) for run_id in run_ids)))
+
+
 def _action(pool: Pool, nats: Client, said: RunBulk, upto: int) -> Callable[[str], Awaitable[object]]:
     if said.action == "cancel":
         return lambda run_id: control.cancel(pool, nats, run_id, said.reason or "cancelled by request")
@@ -119,9 +125,6 @@ def _action(pool: Pool, nats: Client, said: RunBulk, upto: int) -> Callable[[str
         return lambda run_id: control.pause(pool, nats, run_id)
     if said.action == "resume":
         return lambda run_id: control.resume(pool, nats, run_id)
-    if said.action == "signal":
-        name, payload, once = said.name or "", said.payload, said.id
-        return lambda run_id: control.signal(pool, nats, run_id, name, payload, once)
     # A page that is asked for again, because its answer was lost, restarts no run a second time.
     mark = "" if said.tenant in (None, PLATFORM) else f"{said.tenant}{MARK}"
     return lambda run_id: control.restart(pool, nats, run_id, f"{mark}r-{short_hash(run_id, str(upto))}")

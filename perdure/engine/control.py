@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
 import asyncpg
@@ -13,7 +13,7 @@ from perdure.engine.codec import encode
 from perdure.engine.points import reach
 from perdure.engine.rows import TERMINAL
 from perdure.engine.stored import copy_values, error_spot, reason_spot
-from perdure.errors import Conflict, NotFound
+from perdure.errors import ApiError, Conflict, NotFound
 from perdure.store.postgres import Pool, PooledConnection
 from perdure.store.queries import load_queries
 from perdure.store.vault import vault_of
@@ -93,11 +93,29 @@ async def signal(
 ) -> asyncpg.Record:
     """Send a run a signal, and wake it or tell its process. Raises `NotFound`, `Conflict` for one that has ended."""
     record = await runs.send_signal(pool, run_id, name, payload, signal_id)
-    if record["woken"]:
-        runs.wake(nats, run_id, record["agent_name"])
-    elif record["status"] == "running":
-        runs.nudge(nats, record["process_id"], run_id)
+    _signalled(nats, record)
     return record
+
+
+async def signal_many(
+    pool: Pool, nats: Client, run_ids: Sequence[str], name: str, payload: Any, signal_id: str | None
+) -> list[ApiError | None]:
+    """Send several runs one signal, in one commit, and wake them or tell their processes; why one did not take it."""
+    placed = await runs.send_signals(pool, run_ids, name, payload, signal_id)
+    errors: list[ApiError | None] = []
+    for run_id in run_ids:
+        record = placed[run_id]
+        errors.append(record if isinstance(record, ApiError) else None)
+        if not isinstance(record, ApiError):
+            _signalled(nats, record)
+    return errors
+
+
+def _signalled(nats: Client, record: asyncpg.Record) -> None:
+    if record["woken"]:
+        runs.wake(nats, record["run_id"], record["agent_name"])
+    elif record["status"] == "running":
+        runs.nudge(nats, record["process_id"], record["run_id"])
 
 
 async def pause(pool: Pool, nats: Client, run_id: str) -> asyncpg.Record:

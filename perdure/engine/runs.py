@@ -19,7 +19,7 @@ from perdure.engine.room import STEP_BYTES, Room
 from perdure.engine.rows import TERMINAL, Move, Start
 from perdure.engine.start_options import StartOptions
 from perdure.engine.stored import OUTCOME, WHOLE, open_columns, readable, shown_spots, signal_spot, step_spots
-from perdure.errors import Conflict, InvalidRequest, NotFound
+from perdure.errors import ApiError, Conflict, InvalidRequest, NotFound
 from perdure.store.postgres import Connection, Kept, Pool, PooledConnection
 from perdure.store.queries import load_queries
 from perdure.store.vault import PLAIN, Vault, vault_of
@@ -331,16 +331,35 @@ async def send_signal(
     Raises `NotFound` for an unknown run and `Conflict` for one that has ended. The same `signal_id` again counts once,
     and is no conflict either when the run has ended meanwhile: its sender may not have heard that it came.
     """
+    placed = (await send_signals(pool, [run_id], name, payload, signal_id))[run_id]
+    if isinstance(placed, ApiError):
+        raise placed
+    return placed
+
+
+async def send_signals(
+    pool: Pool | Connection, run_ids: Sequence[str], name: str, payload: Any, signal_id: str | None
+) -> dict[str, asyncpg.Record | ApiError]:
+    """Put one signal into the mailboxes of several runs, in one commit; what `send_signal` says of each, or raises."""
+    if not run_ids:
+        return {}
     text = encode(payload, what="payload")
-    (stored,) = await vault_of(pool).put(pool, [(text, signal_spot(run_id, name))])
-    reach("signal.before", run_id, name)
-    record = await pool.fetchrow(_SQL["send_signal"], run_id, name, stored, signal_id)
-    reach("signal.after", run_id, name)
-    if record is None:
-        raise NotFound(f"there is no run {run_id!r} to signal", run_id=run_id)
-    if record["status"] in TERMINAL and not record["known"]:
-        raise Conflict(f"run {run_id} has ended {record['status']}; it takes no signal", run_id=run_id)
-    return record
+    stored = await vault_of(pool).put(pool, [(text, signal_spot(run_id, name)) for run_id in run_ids])
+    for run_id in run_ids:
+        reach("signal.before", run_id, name)
+    records = await pool.fetch(_SQL["send_signals"], list(run_ids), name, stored, signal_id)
+    for run_id in run_ids:
+        reach("signal.after", run_id, name)
+    placed: dict[str, asyncpg.Record | ApiError] = {
+        run_id: NotFound(f"there is no run {run_id!r} to signal", run_id=run_id) for run_id in run_ids
+    }
+    for record in records:
+        run_id, status = record["run_id"], record["status"]
+        ended = status in TERMINAL and not record["known"]
+        placed[run_id] = (
+            Conflict(f"run {run_id} has ended {status}; it takes no signal", run_id=run_id) if ended else record
+        )
+    return placed
 
 
 async def tell_parents(pool: Pool, nats: Client, children: Sequence[str]) -> None:

@@ -120,27 +120,32 @@ WHERE ($1::text IS NULL OR agent_name = $1)
 ORDER BY turn DESC
 LIMIT $6
 
--- name: send_signal
--- The run's row is locked before the signal is there, so that a run going to sleep cannot miss it. Whether it waits is
--- read from the row as it was locked: the statement's own snapshot may be older than the lock.
-WITH target AS (
-  SELECT run_id, agent_name, status, process_id, waiting_signals FROM runs WHERE run_id = $1 FOR NO KEY UPDATE
+-- name: send_signals
+-- One signal to each of these runs. A run's row is locked before the signal is there, so that a run going to sleep cannot
+-- miss it. Whether it waits is read from the row as it was locked: the statement's own snapshot may be older than the lock.
+WITH wanted AS (
+  SELECT * FROM unnest($1::text[], $3::text[]) AS t (run_id, payload) ORDER BY run_id COLLATE "C"
+), target AS (
+  SELECT r.run_id, r.agent_name, r.status, r.process_id, r.waiting_signals, wanted.payload
+  FROM wanted CROSS JOIN LATERAL (
+    SELECT run_id, agent_name, status, process_id, waiting_signals FROM runs
+    WHERE run_id = wanted.run_id FOR NO KEY UPDATE
+  ) AS r
 ), open AS (
   SELECT * FROM target WHERE status NOT IN ('completed', 'failed', 'cancelled', 'dead')
 ), sent AS (
   INSERT INTO signals (run_id, name, payload, signal_id)
-  SELECT run_id, $2, $3::json, $4 FROM open
+  SELECT run_id, $2, payload::json, $4 FROM open
   ON CONFLICT (run_id, signal_id) WHERE signal_id IS NOT NULL DO NOTHING
-  RETURNING seq
+  RETURNING run_id
 ), woken AS (
   UPDATE runs SET status = 'pending', wake_at = NULL, dispatched_at = now()
-  FROM open
+  FROM open JOIN sent USING (run_id)
   WHERE runs.run_id = open.run_id AND open.status = 'waiting' AND $2 = ANY(open.waiting_signals)
-    AND EXISTS (SELECT 1 FROM sent)
   RETURNING runs.run_id
 )
-SELECT target.agent_name, target.status, target.process_id,
-       EXISTS (SELECT 1 FROM sent) AS sent, EXISTS (SELECT 1 FROM woken) AS woken,
+SELECT target.run_id, target.agent_name, target.status, target.process_id,
+       target.run_id IN (SELECT run_id FROM sent) AS sent, target.run_id IN (SELECT run_id FROM woken) AS woken,
        EXISTS (SELECT 1 FROM signals AS s WHERE s.run_id = target.run_id AND s.signal_id = $4) AS known
 FROM target
 

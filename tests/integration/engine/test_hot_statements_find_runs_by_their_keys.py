@@ -43,7 +43,7 @@ STATEMENTS = {
     "recheck_waits": (ENGINE["recheck_waits"], (IDS,)),
     "unconsumed_signals": (ENGINE["unconsumed_signals"], (IDS,)),
     "children": (ENGINE["children"], (IDS,)),
-    "send_signal": (RUNS["send_signal"], (IDS[0], "go", "1", "once")),
+    "send_signals": (RUNS["send_signals"], (IDS, "go", ["1"] * len(IDS), "once")),
     "get": (RUNS["get"], (IDS[0],)),
     "outcomes": (RUNS["outcomes"], (IDS,)),
     "accepted_before": (RUNS["accepted_before"], (IDS,)),

@@ -41,7 +41,7 @@ HOT: dict[str, tuple[str, tuple[Any, ...]]] = {
     "held": (ENGINE["held"], ("p",)),
     "get": (RUNS["get"], ("done-77",)),
     "list": (RUNS["list"], ("a", None, None, None, None, 50, None, None, None, None, None)),
-    "send_signal": (RUNS["send_signal"], ("open-1", "go", "1", None)),
+    "send_signals": (RUNS["send_signals"], (["open-1"], "go", ["1"], None)),
     "family": (RUNS["family"], ("done-77", 100)),
     "cancel": (CONTROL["cancel"], ("open-1", "x", "{}")),
     "pause": (CONTROL["pause"], ("open-1",)),
