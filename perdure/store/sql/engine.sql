@@ -260,7 +260,7 @@ FROM (
     END
   ORDER BY r.run_id FOR NO KEY UPDATE OF r
 ) AS due
-WHERE runs.run_id = due.run_id AND runs.status IN ('waiting', 'paused')
+WHERE runs.run_id = due.run_id AND (runs.status IN ('waiting', 'paused')) IS NOT FALSE
 RETURNING runs.run_id, runs.agent_name
 
 -- name: unconsumed_signals
@@ -375,12 +375,12 @@ LEFT JOIN processes AS p ON p.process_id = r.process_id
 WHERE r.status = 'running' AND (p.process_id IS NULL OR p.state <> 'live')
 
 -- name: due_timers
+-- The runs are named by an array, not joined: a plan from when there were few would compare each with all of them.
 UPDATE runs SET status = 'pending', wake_at = NULL, dispatched_at = clock_timestamp()
-FROM (
+WHERE runs.status IS NOT DISTINCT FROM 'waiting' AND runs.run_id = ANY(ARRAY(
   SELECT r.run_id FROM runs AS r WHERE r.status = 'waiting' AND r.wake_at <= $1
   ORDER BY r.wake_at LIMIT $2 FOR NO KEY UPDATE SKIP LOCKED
-) AS due
-WHERE runs.run_id = due.run_id AND runs.status = 'waiting'
+))
 RETURNING runs.run_id, runs.agent_name, runs.queue_name IS NOT NULL AND runs.started_at IS NULL AS unplaced
 
 -- name: next_timer
@@ -391,7 +391,7 @@ SELECT min(wake_at) AS wake_at FROM runs WHERE status = 'waiting' AND wake_at IS
 -- minute at most), so that the runs of an agent that is down do not fill the stream. A run that stands behind an earlier
 -- turn of its session is left alone, and so is one of a queue: its queue wakes it (block `look`).
 UPDATE runs SET dispatched_at = clock_timestamp(), dispatches = LEAST(runs.dispatches + 1, 30)
-FROM (
+WHERE runs.status IS NOT DISTINCT FROM 'pending' AND runs.run_id = ANY(ARRAY(
   SELECT r.run_id FROM runs AS r
   WHERE r.status = 'pending' AND r.queue_name IS NULL
     AND r.dispatched_at <= clock_timestamp() - $1 * interval '1 second'
@@ -402,8 +402,7 @@ FROM (
       WHERE earlier.agent_name = r.agent_name AND earlier.session_id = r.session_id
         AND earlier.finished_at IS NULL AND earlier.turn < r.turn))
   ORDER BY r.dispatched_at LIMIT $2 FOR NO KEY UPDATE SKIP LOCKED
-) AS stale
-WHERE runs.run_id = stale.run_id AND runs.status = 'pending'
+))
 RETURNING runs.run_id, runs.agent_name
 
 -- name: next_turns

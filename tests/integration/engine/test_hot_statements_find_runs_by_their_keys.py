@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from typing import Any
 
 import orjson
@@ -132,3 +133,18 @@ async def plan(connection: Any, name: str, statement: str, arguments: tuple[Any,
     rows = await connection.fetch(f"EXPLAIN (FORMAT JSON) {statement}", *arguments)
     found: dict[str, Any] = orjson.loads(rows[0][0])[0]["Plan"]
     return found
+
+
+@pytest.mark.parametrize("once", [False, True], ids=["planned each time", "planned once"])
+@pytest.mark.parametrize("some", [0, 3, 300])
+@pytest.mark.parametrize("name", ["due_timers", "stale_pending"])
+async def test_runs_that_are_due_are_not_compared_with_all_others(pool, name, some, once):
+    """A plan from when there were few, kept, compared each of a thousand rows with all that waited: it took seconds."""
+    arguments = {"due_timers": (datetime(2100, 1, 1, tzinfo=UTC), 1000), "stale_pending": (1.0, 1000)}
+    async with pool.acquire() as connection:
+        await connection.execute(FILL.replace("12000", str(some)))
+        await connection.execute("ANALYZE runs")
+        found = list(nodes(await plan(connection, name, ENGINE[name], arguments[name], once=once)))
+        assert [node for node in found if node.get("Alias") == "runs"], "the plan has the table"
+        joins = [node for node in found if "Join" in node["Node Type"] or "Loop" in node["Node Type"]]
+        assert not joins, joins
