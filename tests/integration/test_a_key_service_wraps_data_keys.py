@@ -347,7 +347,8 @@ async def test_a_run_outlives_its_key_service(settings: Any, nc: Any, pool: Any,
         used = settings.model_copy(update={"encryption_kms": HOOK, "encryption_kms_timeout": 0.2})
         async with in_process(used, nc, Miner) as platform:
             await platform.start_run("miner", {"text": CANARY}, run_id="r")
-            await until(platform, "r", "waiting")
+            waits = "SELECT status = 'waiting' AND waiting_signals IS NOT NULL FROM runs WHERE run_id = 'r'"
+            await eventually(lambda: pool.fetchval(waits))  # for the signal, and not for the next try of its step
         assert CANARY not in await pool.fetchval("SELECT task::text FROM runs WHERE run_id = 'r'")
         process.send_signal(signal.SIGSTOP)
         async with in_process(used, nc, Miner) as platform:  # knows no data key, and cannot ask
