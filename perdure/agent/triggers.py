@@ -11,7 +11,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Any, Final, TypeAlias, TypeVar
 
 from perdure.engine.definition import WORKFLOW_MARK, WorkflowMark
 from perdure.schedules.expression import Schedule
@@ -19,10 +19,10 @@ from perdure.schedules.expression import every as _every
 
 if TYPE_CHECKING:
     from perdure.agent.base import BaseAgent
+    from perdure.messages import Overlap
 
 F = TypeVar("F", bound=Callable[..., Any])
 Filter: TypeAlias = Callable[[Any], bool]
-Overlap: TypeAlias = Literal["allow", "skip", "buffer_one"]
 TRIGGERS = "__perdure_triggers__"
 _OVERLAPS: Final = ("allow", "skip", "buffer_one")
 _NAME: Final = re.compile(r"[A-Za-z0-9_-]{1,100}")

@@ -104,16 +104,17 @@ class Slots:
         if subjects.RUN_ID.fullmatch(scheduler) is None:
             log.warning("not a scheduler; dropped", action="slots.garbage", subject=message.subject)
             return
-        try:
-            await self._grant(scheduler)
-        except CONNECTION_ERRORS as error:
-            log.info("no slots granted", action="slots.later", error=type(error).__name__)
+        await self._grant(scheduler)
 
     async def _grant(self, scheduler: str) -> None:
         worker = self._worker
         if not worker.takes or worker.alone is not None:
             return
-        config = await self._claims.newest_config()
+        try:
+            config = await self._claims.newest_config()
+        except CONNECTION_ERRORS as error:
+            log.info("no slots granted", action="slots.later", error=type(error).__name__)
+            return
         if self._process_id != worker.process_id:  # taken for lost in the meantime: a new count
             self._process_id = worker.process_id
             self._grants.clear()
@@ -150,11 +151,9 @@ class Slots:
         try:
             said = orjson.loads(message.data)
             process_id, scheduler, used = str(said["process_id"]), str(said["scheduler"]), int(said["used"])
-            config, since = (
-                (str(said["config_hash"]), int(said["config_revision"])),
-                datetime.fromisoformat(said["since"]),
-            )
-            runs = [held(self._worker.agent_name, config, since, each) for each in said["runs"]]
+            config = str(said["config_hash"]), int(said["config_revision"])
+            began = datetime.fromisoformat(said["since"])
+            runs = [held(self._worker.agent_name, config, began, each) for each in said["runs"]]
         except (ValueError, KeyError, TypeError) as error:
             log.warning("not runs; dropped", action="slots.garbage", subject=message.subject, error=str(error))
             return
@@ -165,10 +164,7 @@ class Slots:
             grant.used = max(grant.used, used)
         await self._claims.begin_held(runs, process_id)
         if grant is not None and (grant.open <= MOST // 2 or grant.until < self._worker.loop.time() + SECONDS):
-            try:
-                await self._grant(scheduler)
-            except CONNECTION_ERRORS as error:
-                log.info("no slots granted", action="slots.later", error=type(error).__name__)
+            await self._grant(scheduler)
 
 
 def filled(holder: Holder, scheduler: str, used: int, starts: Sequence[Start]) -> bytes:

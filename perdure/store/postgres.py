@@ -147,7 +147,7 @@ class Warm:
         connection = await self._take()
         try:
             yield connection
-        except BaseException:
+        except BaseException:  # a cancellation, too: nobody knows in what state it is
             await self._give_back(connection)
             raise
         if self._closed or self._out > self._most or len(self._left) >= self.SPARE:
@@ -164,7 +164,7 @@ class Warm:
         self._out += 1
         try:
             return await self._pool.acquire()
-        except BaseException:
+        except BaseException:  # a cancellation, too: none was taken
             self._out -= 1
             raise
 

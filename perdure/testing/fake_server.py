@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import ssl
+from abc import ABC, abstractmethod
 from typing import Self
 
 from aiohttp import web
 
 
-class FakeServer:
+class FakeServer(ABC):
     """`async with` serves; a subclass says in `app` what it answers, and in `listening` where that is."""
 
     _runner: web.AppRunner | None = None
@@ -34,10 +35,10 @@ class FakeServer:
             await self._runner.cleanup()
             self._runner = None
 
+    @abstractmethod
     def app(self) -> web.Application:
         """What is answered."""
-        raise NotImplementedError
 
+    @abstractmethod
     def listening(self, address: str) -> None:
         """It listens on `address` (`host:port`)."""
-        raise NotImplementedError

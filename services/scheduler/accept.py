@@ -61,7 +61,7 @@ class Acceptor:
         self._kept = Kept(pool)
         self._nats = nats
         self._outgoing = Outgoing(nats)
-        self._slots = Slots(nats, self._outgoing, settings.instance_id)
+        self._slots = Slots(nats, self._outgoing)
         self._settings = settings
         self._clock: Clock = clock or SystemClock()
         self._line: list[_Waiting] = []

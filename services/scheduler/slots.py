@@ -7,6 +7,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Final
+from uuid import uuid4
 
 import structlog
 from nats.aio.client import Client
@@ -20,6 +21,7 @@ from perdure.engine.slots import Granted, filled, read_granted
 log = structlog.get_logger(__name__)
 
 ASK_EVERY: Final = 0.05  # seconds between two requests for the slots of one agent
+AGENTS: Final = 1000  # of which it is known when they were asked; a start may name any
 LARGEST: Final = 65_536  # characters of a task that goes to its process with the claim
 AT_ONCE: Final = 131_072  # characters of tasks in one message: at most 4 bytes each, of the 1 MiB that NATS takes
 
@@ -39,17 +41,18 @@ class _Grant:
 class Slots:
     """What was granted, and what of it is used. See `perdure.engine.slots`."""
 
-    def __init__(self, nats: Client, outgoing: Outgoing, name: str) -> None:
+    def __init__(self, nats: Client, outgoing: Outgoing) -> None:
         self._nats = nats
         self._outgoing = outgoing
-        self._name = name  # of this scheduler, as processes address it
+        # As processes address this scheduler, and count what it has used: never that of one before.
+        self.name = uuid4().hex
         self._grants: defaultdict[str, dict[str, _Grant]] = defaultdict(dict)  # by agent and process
         self._asked: dict[str, float] = {}  # loop time, by agent
         self.filled = 0
 
     async def open(self) -> None:
         """Hear of grants."""
-        await self._nats.subscribe(subjects.slots_granted(self._name, "*"), cb=self._granted)
+        await self._nats.subscribe(subjects.slots_granted(self.name, "*"), cb=self._granted)
 
     async def _granted(self, message: Msg) -> None:
         agent = message.subject.rpartition(".")[2]
@@ -116,15 +119,17 @@ class Slots:
             self.filled += len(held)
             used = self._grants[agent][holder.process_id].used
             for part in _parts(held):
-                payload = filled(holder, self._name, used, part)
+                payload = filled(holder, self.name, used, part)
                 self._outgoing.put(subjects.process_claimed(holder.process_id), payload, soon=True)
 
     def ask(self, agent: str) -> None:
         """A run of `agent` goes the long way: the next ones need not."""
         now = asyncio.get_running_loop().time()
         if self._asked.get(agent, 0.0) + ASK_EVERY < now:
+            if len(self._asked) >= AGENTS:
+                self._asked.clear()
             self._asked[agent] = now
-            self._outgoing.put(subjects.slots_wanted(agent), self._name.encode())
+            self._outgoing.put(subjects.slots_wanted(agent), self.name.encode())
 
 
 def _parts(starts: list[Start]) -> Iterable[list[Start]]:

@@ -32,12 +32,12 @@ def outgoing():
 
 @pytest.fixture
 def ours(outgoing):
-    return Slots(SimpleNamespace(is_connected=True), outgoing, "s1")  # type: ignore[arg-type]
+    return Slots(SimpleNamespace(is_connected=True), outgoing)  # type: ignore[arg-type]
 
 
 async def grant(ours: Slots, limit: int, *, process: str = "a.one.1", agent: str = "a", seconds: float = 60.0) -> None:
     said = Granted(process, limit, seconds, "config", 3, {"run": ("2", "source")})
-    await ours._granted(SimpleNamespace(subject=f"slots.grant.s1.{agent}", data=said.dump()))  # type: ignore[arg-type]
+    await ours._granted(SimpleNamespace(subject=f"slots.grant.{ours.name}.{agent}", data=said.dump()))  # type: ignore[arg-type]
 
 
 def start_of(run_id: str, task: Any = None, **more: Any) -> Start:
@@ -139,6 +139,20 @@ async def test_large_tasks_go_in_several_messages(ours, outgoing):
     ours.tell(starts)
     assert [len(orjson.loads(payload)["runs"]) for _, payload in outgoing.said] == [2, 2, 1]
     assert all(len(payload) < 1024 * 1024 for _, payload in outgoing.said)
+
+
+async def test_a_scheduler_that_is_started_again_uses_no_total_of_the_one_before(ours, outgoing):
+    again = Slots(ours._nats, outgoing)
+    assert again.name != ours.name
+    ours.ask("a")
+    again.ask("a")
+    assert [payload.decode() for _, payload in outgoing.said] == [ours.name, again.name]
+
+
+async def test_an_agent_for_each_start_fills_no_memory(ours):
+    for n in range(slots.AGENTS * 2):
+        ours.ask(f"a{n}")
+    assert len(ours._asked) <= slots.AGENTS
 
 
 async def test_slots_are_asked_for_now_and_then(ours, outgoing):
