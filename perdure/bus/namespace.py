@@ -85,8 +85,13 @@ class _NamespacedStreams(JetStreamContext):
         self._client = client
 
     async def stream_info(self, name: str, subjects_filter: str | None = None) -> StreamInfo:
-        info = await super().stream_info(stream_at(self._client, name), subjects_filter)
-        ours = [subject.removeprefix(self._client.at_server("x")[:-1]) for subject in info.config.subjects or ()]
+        there = subjects_filter and self._client.at_server(subjects_filter)
+        info = await super().stream_info(stream_at(self._client, name), there)
+        prefix = self._client.at_server("x")[:-1]
+        ours = [subject.removeprefix(prefix) for subject in info.config.subjects or ()]
+        if info.state.subjects:
+            counts = {subject.removeprefix(prefix): count for subject, count in info.state.subjects.items()}
+            info = replace(info, state=replace(info.state, subjects=counts))
         return replace(info, config=replace(info.config, name=name, subjects=ours))
 
     async def add_stream(self, config: StreamConfig | None = None, **params: Any) -> StreamInfo:

@@ -267,7 +267,7 @@ class Harness:
             await self.pool.fetch(_SQL["requeue_lost"], record["process_id"], self._settings.run_max_attempts, 10_000)
 
     async def _wake_pending(self) -> None:
-        for record in await self.pool.fetch(_SQL["stale_pending"], -3600.0, 10_000):
+        for record in await self.pool.fetch(_SQL["stale_pending"], -3600.0, 10_000, [], []):
             runs.wake(self.nc, record["run_id"], record["agent_name"])
 
     async def _settle(self, target: datetime) -> datetime | None:

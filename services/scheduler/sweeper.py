@@ -11,9 +11,11 @@ import asyncpg
 import structlog
 from nats.aio.client import Client
 from nats.aio.msg import Msg
+from nats.errors import Error as NatsError
 
 from perdure import subjects
 from perdure.bus.outgoing import Outgoing
+from perdure.bus.streams import standing
 from perdure.engine import control, queues, runs
 from perdure.engine.clock import TIMER_SOON, Clock
 from perdure.engine.points import reach
@@ -28,6 +30,8 @@ log = structlog.get_logger(__name__)
 
 BATCH = 1000
 TIMER_PAUSE = 0.01  # seconds from a look that woke runs to the next one, at least: what is due by then goes together
+READS = 100.0  # messages a second that an agent reads at least, for all the scheduler knows
+ANSWERS = 1.0  # seconds that JetStream may take to say what stands in it
 TIMER_STEP = 0.001  # seconds: event loops know no shorter ones, and would come back a little too early
 
 
@@ -114,11 +118,16 @@ class Sweeper:
                     await self._hurry.wait()
 
     async def sweep(self, age: float) -> int:
-        """Wake up to 1,000 pending runs last dispatched `age` seconds ago or earlier; how many there were."""
+        """Wake up to 1,000 pending runs last dispatched `age` seconds ago or earlier; how many there were.
+
+        While an agent has much to read, the wake-ups of its runs are likely to stand there, too: they are not repeated
+        before it can have come to them, unless `age` is 0.
+        """
         if not self._nats.is_connected:
             return 0
+        lines = await self._lines() if age > 0 else {}
         reach("outbox.before")
-        records = await self._pool.fetch(_SQL["stale_pending"], age, BATCH)
+        records = await self._pool.fetch(_SQL["stale_pending"], age, BATCH, list(lines), list(lines.values()))
         if records:
             reach("outbox.after")
         self._wake(records)
@@ -126,6 +135,15 @@ class Sweeper:
         if records:
             log.info("dispatched again", action="sweep.redispatched", runs=len(records))
         return len(records)
+
+    async def _lines(self) -> dict[str, float]:
+        """The seconds that agents may need to read the wake-ups that stand in the stream for them."""
+        try:
+            counts = await standing(self._nats.jetstream(timeout=ANSWERS), subjects.STREAM_WORK)
+        except NatsError as error:
+            log.info("the stream tells nothing", action="sweep.no_lines", error=type(error).__name__)
+            return {}  # a wake-up too many does no harm
+        return {subject.removeprefix(subjects.work("")): count / READS for subject, count in counts.items()}
 
     async def tell_untold(self) -> None:
         """Wake the parents of children that ended while nobody could tell."""

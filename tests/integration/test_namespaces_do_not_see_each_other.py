@@ -6,8 +6,10 @@ import asyncpg
 import pytest
 from pydantic import ValidationError
 
-from perdure import BaseAgent, Client, on_config, workflow
+from perdure import BaseAgent, Client, on_config, subjects, workflow
 from perdure.bus.connection import connect
+from perdure.bus.streams import standing
+from perdure.engine import runs
 from perdure.errors import SetupError
 from perdure.settings import Settings
 from perdure.store.migrate import check, migrate
@@ -75,6 +77,10 @@ async def test_the_same_agent_has_its_own_settings_runs_and_history_in_each(sett
             assert run["error"]["code"] == "not_found"
             names = {stream.config.name for stream in await nc.jetstream().streams_info()}
             assert {"WORK", "TASKS", "RUN_EVENTS", "staging-WORK", "staging-TASKS", "staging-RUN_EVENTS"} == names
+            runs.wake(inside, "r", "nobody")
+            await inside.flush()
+            assert await standing(inside.jetstream(), subjects.STREAM_WORK) == {"work.nobody": 1}
+            assert await standing(nc.jetstream(), subjects.STREAM_WORK) == {}
             keys = await eventually(lambda: redis.keys("ns:staging:*"))
             assert b"ns:staging:perdure:config:lkg:greeter" in keys
             services = await ask(nc, "ns.staging.$SRV.PING.config-manager")

@@ -388,8 +388,9 @@ SELECT min(wake_at) AS wake_at FROM runs WHERE status = 'waiting' AND wake_at IS
 
 -- name: stale_pending
 -- The work outbox: a pending run whose wake-up may have been lost is dispatched again, each time after twice as long (a
--- minute at most), so that the runs of an agent that is down do not fill the stream. A run that stands behind an earlier
--- turn of its session is left alone, and so is one of a queue: its queue wakes it (block `look`).
+-- minute at most), so that the runs of an agent that is down do not fill the stream; and never before the agent can have
+-- read what stands in the stream for it ($3, $4: agents and seconds). A run that stands behind an earlier turn of its
+-- session is left alone, and so is one of a queue: its queue wakes it (block `look`).
 UPDATE runs SET dispatched_at = clock_timestamp(), dispatches = LEAST(runs.dispatches + 1, 30)
 WHERE runs.status IS NOT DISTINCT FROM 'pending' AND runs.run_id = ANY(ARRAY(
   SELECT r.run_id FROM runs AS r
@@ -397,6 +398,10 @@ WHERE runs.status IS NOT DISTINCT FROM 'pending' AND runs.run_id = ANY(ARRAY(
     AND r.dispatched_at <= clock_timestamp() - $1 * interval '1 second'
     AND r.dispatched_at <= clock_timestamp()
         - LEAST($1 * power(2, r.dispatches), GREATEST($1, 60.0)) * interval '1 second'
+    AND NOT EXISTS (
+      SELECT 1 FROM unnest($3::text[], $4::double precision[]) AS line (agent_name, seconds)
+      WHERE line.agent_name = r.agent_name
+        AND r.dispatched_at > clock_timestamp() - line.seconds * interval '1 second')
     AND (r.session_id IS NULL OR NOT EXISTS (
       SELECT 1 FROM runs AS earlier
       WHERE earlier.agent_name = r.agent_name AND earlier.session_id = r.session_id

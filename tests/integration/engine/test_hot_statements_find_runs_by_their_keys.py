@@ -140,7 +140,7 @@ async def plan(connection: Any, name: str, statement: str, arguments: tuple[Any,
 @pytest.mark.parametrize("name", ["due_timers", "stale_pending"])
 async def test_runs_that_are_due_are_not_compared_with_all_others(pool, name, some, once):
     """A plan from when there were few, kept, compared each of a thousand rows with all that waited: it took seconds."""
-    arguments = {"due_timers": (datetime(2100, 1, 1, tzinfo=UTC), 1000), "stale_pending": (1.0, 1000)}
+    arguments = {"due_timers": (datetime(2100, 1, 1, tzinfo=UTC), 1000), "stale_pending": (1.0, 1000, [], [])}
     async with pool.acquire() as connection:
         await connection.execute(FILL.replace("12000", str(some)))
         await connection.execute("ANALYZE runs")

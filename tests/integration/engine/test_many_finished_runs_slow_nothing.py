@@ -34,7 +34,7 @@ HOT: dict[str, tuple[str, tuple[Any, ...]]] = {
     "asked_for": (ENGINE["asked_for"], (IDS,)),
     "due_timers": (ENGINE["due_timers"], (NOW, 1000)),
     "next_timer": (ENGINE["next_timer"], ()),
-    "stale_pending": (ENGINE["stale_pending"], (3.0, 1000)),
+    "stale_pending": (ENGINE["stale_pending"], (3.0, 1000, ["many"], [0.5])),
     "untold_children": (ENGINE["untold_children"], (NOW, 1000)),
     "requeue_lost": (ENGINE["requeue_lost"], ("p", 10, 1000)),
     "bury_process": (ENGINE["bury_process"], ("p", JUST_NOW)),

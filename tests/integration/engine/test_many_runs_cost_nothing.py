@@ -42,7 +42,7 @@ HOT = {
     "tell_parents": (["completed-10"],),
     "due_timers": (None, 1000),
     "next_timer": (),
-    "stale_pending": (3.0, 1000),
+    "stale_pending": (3.0, 1000, ["many"], [0.5]),
     "untold_children": (None, 1000),
     "held": ("p",),
     "asked_for": (["waiting-1"],),

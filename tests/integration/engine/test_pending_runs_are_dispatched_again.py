@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from perdure import subjects
 from perdure.agent.base import BaseAgent
 from perdure.engine import Context, runs, workflow
 from perdure.engine.clock import SystemClock
@@ -28,6 +29,29 @@ async def test_a_wake_up_is_repeated_each_time_after_twice_as_long_and_a_minute_
         assert await sweeper.sweep(1.0) == due, (age, dispatches)
         assert await pool.fetchval("SELECT dispatches FROM runs") == min(dispatches + due, 30)
         assert await sweeper.sweep(0.0) == 1, "a sweep in a hurry takes every pending run"
+
+
+async def test_a_wake_up_that_stands_in_the_stream_is_not_repeated_before_it_may_be_read(settings, nc, pool):
+    async with in_process(settings, nc):  # makes the streams
+        pass
+    sweeper = Sweeper(pool, nc, settings, SystemClock())
+    await runs.accept(pool, [runs.new_start(f"{agent}-1", agent, 1) for agent in ("behind", "idle")])
+    for _ in range(500):  # five seconds' worth
+        runs.wake(nc, "behind-0", "behind")
+    await nc.flush()
+
+    async def dispatched(age: float, sweep: float = 1.0) -> list[str]:
+        await pool.execute("UPDATE runs SET dispatched_at = now() - $1 * interval '1 second', dispatches = 0", age)
+        await sweeper.sweep(sweep)
+        return [row["run_id"] for row in await pool.fetch("SELECT run_id FROM runs WHERE dispatches > 0 ORDER BY 1")]
+
+    assert await dispatched(3.0) == ["idle-1"]
+    assert await dispatched(9.0) == ["behind-1", "idle-1"], "it may have been lost all the same"
+    assert await dispatched(3.0, sweep=0.0) == ["behind-1", "idle-1"], "a sweep in a hurry believes no stream"
+    await nc.jetstream().purge_stream(subjects.STREAM_WORK)
+    assert await dispatched(3.0) == ["behind-1", "idle-1"], "nothing stands there any more"
+    await nc.jetstream().delete_stream(subjects.STREAM_WORK)
+    assert await dispatched(3.0) == ["behind-1", "idle-1"], "a stream that is gone holds nothing up"
 
 
 class Late(BaseAgent):

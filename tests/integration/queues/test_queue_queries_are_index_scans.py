@@ -78,4 +78,4 @@ async def test_what_else_happens_in_a_queue_reads_no_more_than_it_names(pool, fu
     assert await scanned(pool, SQL["missed"], ["new"], "queued") == set()
     assert await scanned(pool, SQL["look"], None) == set()
     await pool.execute("UPDATE runs SET dispatched_at = now() - interval '1 hour' WHERE status = 'pending'")
-    assert await rows_read(pool, ENGINE["stale_pending"], 3.0, 1000) < 50, "the line is not the sweeper's"
+    assert await rows_read(pool, ENGINE["stale_pending"], 3.0, 1000, [], []) < 50, "the line is not the sweeper's"
