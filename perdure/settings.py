@@ -103,6 +103,9 @@ class Settings(BaseSettings):
     callback_max_attempts: int = Field(20, ge=1, le=1000, description="tries of a callback before it is given up")
     max_payload: int = Field(67_108_864, ge=1024, description="largest task, result, output or signal")
     inline_payload: int = Field(262_144, ge=1024, description="larger values are stored by reference")
+    payload_store: Literal["postgres", "nats"] = Field(
+        "postgres", description="where they stand: in Postgres, or in an object store of JetStream"
+    )
     agent_prompts: bool = Field(True, description="agents answer the agent protocol (agents.prompt.…)")
     always_replay: bool = Field(False, description="for tests: a run is replayed from its journal at every await")
 

@@ -148,9 +148,11 @@ def passwords(users: list[Permissions]) -> dict[str, str]:
 
 
 @asynccontextmanager
-async def restricted_nats(home: Path, *agents: Permissions, tls: Authority | None = None) -> AsyncIterator[SecuredNats]:
+async def restricted_nats(
+    home: Path, *agents: Permissions, tls: Authority | None = None, bucket: bool = False
+) -> AsyncIterator[SecuredNats]:
     """nats-server with the shipped files; `users.conf` as the command prints it for these agents."""
-    users = [*permissions.services(), *agents]
+    users = [*permissions.services(bucket=bucket), *agents]
     folder = home / "nats-config"
     folder.mkdir()
     plain = (SHIPPED / "nats" / "nats.conf").read_text()

@@ -84,11 +84,14 @@ def desk() -> DurableAgent:
     return DurableAgent("desk", model=ScriptedModel(Call("pay", {"amount": 7}), last), tools=[pay])
 
 
-def users() -> list[Permissions]:
+def users(*, bucket: bool = False) -> list[Permissions]:
     """The NATS users of the three agents."""
     orders = Consumer(STREAM, trigger_consumer("greeter", "ordered", "orders.*"), "orders.*")
-    made = [permissions.agent("greeter", consume=[orders]), permissions.agent("mailer", prompts=False)]
-    return [*made, permissions.agent("desk")]
+    return [
+        permissions.agent("greeter", consume=[orders], bucket=bucket),
+        permissions.agent("mailer", prompts=False, bucket=bucket),
+        permissions.agent("desk", bucket=bucket),
+    ]
 
 
 @asynccontextmanager

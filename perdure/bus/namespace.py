@@ -18,7 +18,7 @@ from nats.js import JetStreamContext
 from nats.js.api import ConsumerConfig, ConsumerInfo, StreamConfig, StreamInfo
 
 ROOT: Final = "ns"  # the first token; no subject of a platform without a namespace begins with it
-AS_THEY_ARE: Final = ("_INBOX.", "_REPLY.", "$JS.", "$SYS.", "$KV.")
+AS_THEY_ARE: Final = ("_INBOX.", "_REPLY.", "$JS.", "$SYS.", "$KV.", "$O.")
 
 
 class BusClient(Client):

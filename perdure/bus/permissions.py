@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from perdure import subjects
+from perdure.bus.bucket import config_of
 from perdure.bus.namespace import AS_THEY_ARE, ROOT
 
 CONFIG_MANAGER: Final = "config-manager"
@@ -64,12 +65,16 @@ class Consumer:
     subject: str
 
 
-def services(*, namespace: str = "", callbacks: str = CALLBACKS) -> list[Permissions]:
-    """The users of the services, of programs that start runs, and of people. `callbacks`: where ends may be told."""
+def services(*, namespace: str = "", callbacks: str = CALLBACKS, bucket: bool = False) -> list[Permissions]:
+    """The users of the services, of programs that start runs, and of people. `callbacks`: where ends may be told.
+
+    `bucket`: with large values in the object store, see `perdure.bus.bucket`.
+    """
     console = _user(
         namespace, CONSOLE, "a page over the gateway's HTTP, which needs nothing here but to be found", (), ()
     )
-    return [_config_manager(namespace), _scheduler(namespace, callbacks), *_callers(namespace), console]
+    scheduler = _scheduler(namespace, callbacks, bucket)
+    return [_config_manager(namespace), scheduler, *_callers(namespace, bucket), console]
 
 
 def agent(
@@ -77,6 +82,7 @@ def agent(
     *,
     namespace: str = "",
     prompts: bool = True,
+    bucket: bool = False,
     reply_time: str = REPLY_TIME,
     publish: Iterable[str] = (),
     subscribe: Iterable[str] = (),
@@ -84,7 +90,8 @@ def agent(
 ) -> Permissions:
     """The user of one agent. `prompts`: it answers the agent protocol, each prompt within `reply_time` (as "30m").
 
-    `publish`, `subscribe`: subjects of its own besides; `consume`: where its triggers read. Raises `ValueError` for a
+    `bucket`: it keeps large values in the object store. `publish`, `subscribe`: subjects of its own besides; `consume`:
+    where its triggers read. Raises `ValueError` for a
     name that is no agent's, or that a service has.
     """
     name = subjects.agent_name(name)
@@ -98,6 +105,7 @@ def agent(
         *(subjects.TIMER_SOON, subjects.QUEUE_LOOK, subjects.run_ask(name), subjects.slots_granted("*", name)),
         *(f"{_API}.STREAM.INFO.{_stream(namespace, each)}" for each in _STREAMS),
         *(subject for each in (mine, *consume) for subject in _consumes(namespace, each)),
+        *(_keeps(namespace) if bucket else ()),
         *publish,
     ]
     hears = [
@@ -129,14 +137,27 @@ def _consumes(namespace: str, each: Consumer) -> Iterator[str]:
     yield f"$JS.ACK.{stream}.{each.durable}.>"
 
 
+def _reads(namespace: str) -> tuple[str, ...]:
+    """Read large values from the object store."""
+    stream = config_of(namespace).name
+    return f"{_API}.STREAM.MSG.GET.{stream}", f"{_API}.DIRECT.GET.{stream}"
+
+
+def _keeps(namespace: str) -> tuple[str, ...]:
+    """Read them, and put them there."""
+    return (*_reads(namespace), *(config_of(namespace).subjects or ()))
+
+
 def _config_manager(namespace: str) -> Permissions:
     says = [subjects.CONFIG_UPDATE, subjects.config_state("*"), *_ANY_INBOX, _READS_LEVEL]
     hears = [*_CONFIG_REQUESTS, *(f"{each}.>" for each in _CONFIG_REQUESTS), subjects.CONFIG_LIST, _HEARS_LEVEL]
     return _user(namespace, CONFIG_MANAGER, "answers for configuration, and broadcasts it", says, hears, replies="")
 
 
-def _scheduler(namespace: str, callbacks: str) -> Permissions:
+def _scheduler(namespace: str, callbacks: str, bucket: bool) -> Permissions:
     streams = [_stream(namespace, each) for each in _STREAMS]
+    if bucket:
+        streams.append(str(config_of(namespace).name))
     tasks = Consumer(subjects.STREAM_TASKS, subjects.DURABLE_TASKS, subjects.task(">"))
     says = [
         *(subjects.work("*"), subjects.run_events("*"), subjects.run_ended("*", "*")),
@@ -144,6 +165,7 @@ def _scheduler(namespace: str, callbacks: str) -> Permissions:
         *(subjects.process_claimed("*.*.*"), subjects.slots_wanted("*")),
         *(f"{_API}.STREAM.{verb}.{each}" for each in streams for verb in ("INFO", "CREATE", "UPDATE")),
         *_consumes(namespace, tasks),
+        *((*_keeps(namespace), f"{_API}.STREAM.PURGE.{config_of(namespace).name}") if bucket else ()),
         *(
             f"{_API}.DIRECT.GET.{_stream(namespace, subjects.STREAM_EVENTS)}",
             f"{_API}.STREAM.NAMES",
@@ -161,7 +183,7 @@ def _scheduler(namespace: str, callbacks: str) -> Permissions:
     return _user(namespace, SCHEDULER, about, says, hears, replies="")
 
 
-def _callers(namespace: str) -> Iterator[Permissions]:
+def _callers(namespace: str, bucket: bool) -> Iterator[Permissions]:
     events = _stream(namespace, subjects.STREAM_EVENTS)
     watches = [subjects.run_events("*"), subjects.run_ended("*", "*")]
     reads = [
@@ -172,9 +194,8 @@ def _callers(namespace: str) -> Iterator[Permissions]:
     config = [f"{each}.>" for each in _CONFIG_REQUESTS if each not in (subjects.CONFIG_SCHEMA, subjects.CONFIG_ROLLOUT)]
     steers = ["run.*", "session.*", subjects.QUEUE_LIST, f"{subjects.SCHEDULE}.*", *starts]
     prompts = ["agents.prompt.>", "agents.status.>", f"agents.{subjects.PROMPT_ANSWER}.>"]
-    yield _user(
-        namespace, GATEWAY, "the platform over HTTP", [*steers, *config, _READS_LEVEL], [*watches, _HEARS_LEVEL]
-    )
+    says = [*steers, *config, _READS_LEVEL, *(_reads(namespace) if bucket else ())]
+    yield _user(namespace, GATEWAY, "the platform over HTTP", says, [*watches, _HEARS_LEVEL])
     says = [
         *(f"run.{verb}" for verb in ("get", "list", "history", "tree", "cancel", "signal")),
         *("session.list", "session.history", "session.reset", subjects.task("*"), *starts, *prompts),
@@ -197,6 +218,7 @@ def _callers(namespace: str) -> Iterator[Permissions]:
             for verb in ("STREAM.INFO", "CONSUMER.LIST")
             for each in _STREAMS
         ),
+        *((f"{_API}.STREAM.INFO.{config_of(namespace).name}",) if bucket else ()),
     ]
     hears = [*hears, subjects.CONFIG_UPDATE, subjects.config_applied("*")]
     yield _user(namespace, OPERATOR, "people, with the command line", says, hears)

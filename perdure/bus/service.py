@@ -18,6 +18,7 @@ from nats.aio.client import Client
 
 from perdure import subjects
 from perdure.bus.background import Background
+from perdure.bus.bucket import Bucket
 from perdure.bus.closing import CLOSE_TIMEOUT, close_nats, close_pool, close_redis
 from perdure.bus.connection import connect
 from perdure.bus.discovery import Discovery
@@ -33,6 +34,7 @@ from perdure.observe.metrics import Metrics
 from perdure.settings import Settings, load_settings
 from perdure.store.postgres import Pool, create_pool
 from perdure.store.redis import create_redis
+from perdure.store.vault import vault_of
 
 if TYPE_CHECKING:
     from perdure.observe.otel import Traces
@@ -67,6 +69,7 @@ class Service:
 
     nats: Client
     pool: Pool
+    bucket: Bucket  # where NATS and Postgres are there
     redis: redis.asyncio.Redis
 
     def __init__(self, settings: Settings | None = None) -> None:
@@ -199,6 +202,9 @@ class Service:
         if "postgres" in self.needs:
             self.pool = await create_pool(self.settings, self.name)
             self.health.add("postgres", self._check_postgres)
+            if "nats" in self.needs:
+                self.bucket = Bucket(self.nats, self.settings.namespace)
+                vault_of(self.pool).objects = self.bucket
         if "redis" in self.needs:
             self.redis = create_redis(self.settings)
             self.health.add("redis", self._check_redis, at_worst="warning")  # a cache: work goes on without it

@@ -70,7 +70,7 @@ async def ensure_streams(js: JetStreamContext) -> None:
     has no JetStream, no room, or a stream of the same name with another retention.
     """
     for wanted in STREAMS:
-        await _ensure(js, wanted)
+        await ensure_stream(js, wanted)
 
 
 async def streams_as_they_are(js: JetStreamContext) -> dict[str, list[str] | None]:
@@ -95,7 +95,8 @@ async def standing(js: JetStreamContext, stream: str) -> dict[str, int]:
     return (await js.stream_info(stream, subjects_filter=">")).state.subjects or {}
 
 
-async def _ensure(js: JetStreamContext, wanted: StreamConfig) -> None:
+async def ensure_stream(js: JetStreamContext, wanted: StreamConfig) -> None:
+    """Make one stream, or set it back. Raises `SetupError`, see `ensure_streams`."""
     for attempt in range(ATTEMPTS):
         try:
             await _ensure_once(js, wanted)

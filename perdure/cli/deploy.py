@@ -68,7 +68,8 @@ def nats_permissions(
     """
     if not agents and not everything:
         fail("name an agent, or give --all for the services", code=2)
-    namespace = load_settings().namespace
+    settings = load_settings()
+    namespace, bucket = settings.namespace, settings.payload_store == "nats"
     if not _TIME.fullmatch(reply_time):
         fail(f"--reply-time {reply_time}: give a number with s, m or h, such as 30m", code=2)
     try:
@@ -79,6 +80,7 @@ def nats_permissions(
                 name,
                 namespace=namespace,
                 prompts=prompts,
+                bucket=bucket,
                 reply_time=reply_time,
                 publish=publish or (),
                 subscribe=subscribe or (),
@@ -89,7 +91,7 @@ def nats_permissions(
     except ValueError as error:
         fail(str(error), code=2)
     if everything:
-        services = permissions.services(namespace=namespace, callbacks=callbacks)
+        services = permissions.services(namespace=namespace, callbacks=callbacks, bucket=bucket)
         typer.echo(permissions.render([*services, *users]), nl=False)
     else:
         typer.echo("\n".join(permissions.render_user(user) for user in users))

@@ -30,7 +30,7 @@ async def examine(settings: Settings, *, now: Callable[[], float] = time.time) -
     try:
         there: list[platform.Process] = []
         if nc is not None:
-            await nats.look(nc, on_nats)
+            await nats.look(nc, on_nats, settings)
             await nats.clock(nc, on_nats, now())
             there = await platform.processes(nc)
             await platform.look(nc, settings, there, on_platform)

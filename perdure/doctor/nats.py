@@ -12,6 +12,7 @@ from nats.aio.client import Client
 from nats.js import errors as js_errors
 
 from perdure import subjects
+from perdure.bus.bucket import config_of
 from perdure.bus.connection import connect
 from perdure.bus.namespace import stream_at, subject_at
 from perdure.bus.streams import STREAMS, streams_as_they_are
@@ -39,7 +40,7 @@ async def open_client(settings: Settings, notes: Notes) -> Client | None:
         return None
 
 
-async def look(nc: Client, notes: Notes) -> None:
+async def look(nc: Client, notes: Notes, settings: Settings) -> None:
     """Everything on a connection that is open."""
     _version(nc, notes)
     if nc.max_payload < LEAST_PAYLOAD:
@@ -62,6 +63,8 @@ async def look(nc: Client, notes: Notes) -> None:
         return
     _room(account, notes)
     await _streams(nc, notes)
+    if settings.payload_store == "nats":
+        await _bucket(nc, notes, str(config_of(settings.namespace).name))
     await _consumers(nc, notes)
     await _in_the_way(nc, notes)
 
@@ -116,6 +119,21 @@ async def _streams(nc: Client, notes: Notes) -> None:
             )
     if all(drift == [] for drift in found.values()):
         notes.ok("streams", ", ".join(found))
+
+
+async def _bucket(nc: Client, notes: Notes, stream: str) -> None:
+    try:
+        said = await _ask(nc, f"STREAM.INFO.{stream}")
+    except (nats_errors.Error, TimeoutError) as error:
+        said = {"error": {"description": str(error) or "no answer"}}
+    if "error" in said:
+        notes.error(
+            "payloads",
+            f"the object store for large values is not there: {stream} ({said['error'].get('description')})",
+            "Start the scheduler with PERDURE_PAYLOAD_STORE=nats: it makes it, and its log says when it cannot",
+        )
+    else:
+        notes.ok("payloads", f"{said['state']['bytes'] / 1e6:.1f} MB in {stream}")
 
 
 async def _consumers(nc: Client, notes: Notes) -> None:

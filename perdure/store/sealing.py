@@ -164,10 +164,10 @@ def tenant_in(context: bytes) -> str:
 
 async def vault_for(settings: Settings) -> Vault:
     """The vault of a process. Raises `SetupError` for a codec or keys that cannot be used."""
-    if not (settings.codec or settings.encryption_keys or settings.encryption_kms):
-        return Vault(None, settings.inline_payload)
-    codec = await asyncio.to_thread(codec_of, settings)  # a module is read from disk
-    return Vault(codec, settings.inline_payload)
+    codec = None
+    if settings.codec or settings.encryption_keys or settings.encryption_kms:
+        codec = await asyncio.to_thread(codec_of, settings)  # a module is read from disk
+    return Vault(codec, settings.inline_payload, elsewhere=settings.payload_store == "nats")
 
 
 def codec_of(settings: Settings) -> Codec:

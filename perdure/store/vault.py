@@ -11,6 +11,7 @@ from hashlib import blake2b
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol, TypeAlias
 
 import orjson
+import structlog
 
 from perdure.errors import InternalError
 from perdure.store.queries import load_queries
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     )
 
 _SQL = load_queries("payloads.sql")
+log = structlog.get_logger(__name__)
 
 MARK: Final = '{"$perdure":'
 INLINE: Final = 262_144
@@ -47,6 +49,7 @@ class Spot(NamedTuple):
 
 
 Value: TypeAlias = "tuple[str | None, Spot]"
+Body: TypeAlias = "bytes | Unreadable | None"  # of a payload; None when it is gone
 
 
 class Unreadable(InternalError):
@@ -67,12 +70,28 @@ class Codec(Protocol):
         """The data. Raises `Unreadable` for another context, altered fields, or a key that is not here."""
 
 
-class Vault:
-    """Gives values the form in which they are stored, and takes it off again."""
+class Objects(Protocol):
+    """Keeps payloads elsewhere than in Postgres, by their hashes. Raises `ConnectionError` when it cannot."""
 
-    def __init__(self, codec: Codec | None = None, inline: int = INLINE) -> None:
+    async def put(self, name: str, data: bytes) -> None:
+        """Keep `data`, unless it is there."""
+
+    async def get(self, name: str) -> bytes | None:
+        """What is kept, None when it is not there."""
+
+
+class Vault:
+    """Gives values the form in which they are stored, and takes it off again.
+
+    Payloads are read from wherever they stand: in Postgres, or in `objects`, once somebody has set that. New ones are
+    put there, too, if `elsewhere`; those that it does not take stand in Postgres.
+    """
+
+    def __init__(self, codec: Codec | None = None, inline: int = INLINE, *, elsewhere: bool = False) -> None:
         self._codec = codec
         self._inline = inline
+        self._elsewhere = elsewhere
+        self.objects: Objects | None = None
 
     @property
     def seals(self) -> bool:
@@ -113,7 +132,7 @@ class Vault:
                     large.setdefault(digest, (data, set()))[1].add(spot.run_id)
                     form = f'{_PAYLOAD}"hash":"{digest}","size":{len(data)}}}'
             stored.append(form)
-        await _put(database, large)
+        await self._put(database, large)
         return stored
 
     def seal(self, text: str, spot: Spot) -> str:
@@ -139,17 +158,15 @@ class Vault:
             return [text for text, _ in values]
         heads = [orjson.loads(text) if text is not None and text.startswith(MARK) else None for text, _ in values]
         wanted = {head["hash"]: int(head["size"]) for head in heads if head is not None and "hash" in head}
-        bodies = await _read(database, wanted)
+        bodies = await self._read(database, wanted)
         await self.ready(texts=[text for text, _ in values])
-        await self.ready(texts=[body.decode(errors="replace") for body in bodies.values() if body is not None])
+        await self.ready(texts=[body.decode(errors="replace") for body in bodies.values() if isinstance(body, bytes)])
         return [
             text if head is None or text is None else self._opened(text, head, spot, bodies)
             for (text, spot), head in zip(values, heads, strict=True)
         ]
 
-    def _opened(
-        self, text: str, head: Mapping[str, Any], spot: Spot, bodies: Mapping[str, bytes | None]
-    ) -> str | Unreadable:
+    def _opened(self, text: str, head: Mapping[str, Any], spot: Spot, bodies: Mapping[str, Body]) -> str | Unreadable:
         try:
             if "hash" in head:
                 text = _whole(head["hash"], bodies, spot).decode()
@@ -195,6 +212,52 @@ class Vault:
             return self._codec.open(said, spot.context).decode()
         except Unreadable as error:
             raise Unreadable(f"the {spot.kind} of run {spot.run_id} cannot be opened: {error}") from error
+
+    # -- payloads -----------------------------------------------------------------------------------------------------
+
+    async def _put(self, database: Database, large: Mapping[str, tuple[bytes, set[str]]]) -> None:
+        batch: list[str] = []
+        size = 0
+        for digest in sorted(large):  # one order for all who put: nobody waits for one who waits for him
+            batch.append(digest)
+            size += len(large[digest][0])
+            if size >= _AT_ONCE or digest == max(large):
+                await self._put_batch(database, {each: large[each] for each in batch})
+                batch, size = [], 0
+
+    async def _put_batch(self, database: Database, batch: Mapping[str, tuple[bytes, set[str]]]) -> None:
+        """The rows first: from then on nobody deletes the object that goes with one."""
+        here = self.objects is None or not self._elsewhere
+        for digest in await _put_rows(database, batch, here=here):
+            try:
+                await self._stow(digest, batch[digest][0])
+            except ConnectionError as error:
+                log.warning("a payload goes to Postgres", action="payloads.kept_here", reason=str(error))
+                await _put_rows(database, {digest: batch[digest]}, here=True)
+
+    async def _stow(self, digest: str, data: bytes) -> None:
+        if self.objects is not None:
+            await self.objects.put(digest, data)
+
+    async def _read(self, database: Database, wanted: Mapping[str, int]) -> dict[str, Body]:
+        bodies: dict[str, Body] = {}
+        batch: list[str] = []
+        size = 0
+        for digest in wanted:
+            batch.append(digest)
+            size += wanted[digest]
+            if size >= _AT_ONCE or len(batch) + len(bodies) == len(wanted):
+                found = {record["hash"]: record["body"] for record in await database.fetch(_SQL["read"], batch)}
+                for each in batch:
+                    stands_here = found.get(each) is not None or each not in found
+                    bodies[each] = found.get(each) if stands_here else await self._fetch(each)
+                batch, size = [], 0
+        return bodies
+
+    async def _fetch(self, digest: str) -> Body:
+        if self.objects is None:
+            return Unreadable(f"payload {digest} stands in an object store, and this process is not connected to NATS")
+        return await self.objects.get(digest)
 
     # -- parts of requests --------------------------------------------------------------------------------------------
 
@@ -242,37 +305,24 @@ def hash_of(data: bytes) -> str:
     return blake2b(data, digest_size=32).hexdigest()
 
 
-async def _put(database: Database, large: Mapping[str, tuple[bytes, set[str]]]) -> None:
-    batch: list[str] = []
-    size = 0
-    for digest in sorted(large):  # one order for all who put: nobody waits for one who waits for him
-        batch.append(digest)
-        size += len(large[digest][0])
-        if size >= _AT_ONCE or digest == max(large):
-            uses = [(run_id, each) for each in batch for run_id in large[each][1]]
-            await database.execute(
-                _SQL["put"], batch, [large[each][0] for each in batch],
-                [run_id for run_id, _ in uses], [each for _, each in uses],
-            )  # fmt: skip
-            batch, size = [], 0
+async def _put_rows(database: Database, batch: Mapping[str, tuple[bytes, set[str]]], *, here: bool) -> list[str]:
+    """Put the rows, with their bodies if `here`; those that have none, neither now nor from before."""
+    uses = [(run_id, digest) for digest, (_, run_ids) in batch.items() for run_id in run_ids]
+    records = await database.fetch(
+        _SQL["put"],
+        list(batch),
+        [len(data) for data, _ in batch.values()],
+        [data if here else None for data, _ in batch.values()],
+        [run_id for run_id, _ in uses],
+        [digest for _, digest in uses],
+    )
+    return [record["hash"] for record in records]
 
 
-async def _read(database: Database, wanted: Mapping[str, int]) -> dict[str, bytes | None]:
-    bodies: dict[str, bytes | None] = {}
-    batch: list[str] = []
-    size = 0
-    for digest in wanted:
-        batch.append(digest)
-        size += wanted[digest]
-        if size >= _AT_ONCE or len(batch) + len(bodies) == len(wanted):
-            found = {record["hash"]: record["body"] for record in await database.fetch(_SQL["read"], batch)}
-            bodies |= {each: found.get(each) for each in batch}
-            batch, size = [], 0
-    return bodies
-
-
-def _whole(digest: str, bodies: Mapping[str, bytes | None], spot: Spot) -> bytes:
+def _whole(digest: str, bodies: Mapping[str, Body], spot: Spot) -> bytes:
     body = bodies.get(digest)
+    if isinstance(body, Unreadable):
+        raise body
     if body is None:
         raise Unreadable(f"the {spot.kind} of run {spot.run_id} is gone: there is no payload {digest}")
     if hash_of(body) != digest:

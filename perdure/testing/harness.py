@@ -18,6 +18,7 @@ from nats.aio.msg import Msg
 from perdure import subjects
 from perdure.agent.base import BaseAgent
 from perdure.agent.process import AgentProcess
+from perdure.bus.bucket import Bucket
 from perdure.bus.streams import ensure_streams
 from perdure.engine import control, history, points, runs
 from perdure.engine.definition import WorkflowDefinition, define_workflow
@@ -27,6 +28,7 @@ from perdure.schedules.ticking import next_moment, tick
 from perdure.settings import Settings
 from perdure.store.postgres import Pool, create_pool
 from perdure.store.queries import load_queries
+from perdure.store.vault import vault_of
 from perdure.testing.clock import FakeClock
 from perdure.testing.crash import on_crash
 
@@ -146,6 +148,7 @@ class Harness:
     async def __aenter__(self) -> Self:
         self.pool = await create_pool(self._settings, "harness", size=4)
         self.nc = await nats.connect(self._settings.nats_url)
+        vault_of(self.pool).objects = Bucket(self.nc, self._settings.namespace)
         # Before the first run: a wake-up that no stream holds is lost, and no sweeper repeats it here.
         await ensure_streams(self.nc.jetstream())
         await self.nc.subscribe(f"{subjects.CONFIG_GET}.*", cb=self._answer_config)

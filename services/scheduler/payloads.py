@@ -1,4 +1,4 @@
-"""Values that one message does not carry: put and read in parts. And payloads that nobody uses any more.
+"""Values that one message does not carry: put and read in parts.
 
 A request (`run.start`, `run.ask`, `run.signal`) whose body is too large for one message is put in parts first
 (`payload.put`, the bytes as they are), then sent as `{"parts": [ids], "hash": hash of the whole}`.
@@ -11,25 +11,17 @@ import re
 from collections import OrderedDict
 from typing import Any, Final
 
-import structlog
-
 from perdure.bus.service import Request
 from perdure.engine import runs
 from perdure.errors import InvalidRequest, NotFound, TooLarge
 from perdure.messages import Parts, PayloadGet, parse
 from perdure.settings import Settings
-from perdure.store.failures import CONNECTION_ERRORS
 from perdure.store.postgres import Pool
 from perdure.store.queries import load_queries
 from perdure.store.vault import hash_of, vault_of
 
 _SQL = load_queries("payloads.sql")
-log = structlog.get_logger(__name__)
 
-GRACE: Final = 3600.0  # seconds that a payload without a use is kept: somebody may be about to refer to it
-EVERY: Final = 60.0
-PAGE: Final = 500
-PAUSE: Final = 0.05  # seconds between pages: however many there are, Postgres has its hands free
 SLICE: Final = 200_000  # characters of a value in one reply
 AT_ONCE: Final = 4  # large requests that are put together at a time
 _IN_PARTS = re.compile(rb'\s*\{\s*"parts"\s*:')
@@ -50,7 +42,7 @@ class Payloads:
             raise InvalidRequest("there is nothing to put: send the bytes of the part as the body")
         body = await vault_of(self._pool).seal_part(request.data)
         part = hash_of(body)
-        await self._pool.execute(_SQL["put"], [f"part-{part}"], [body], [], [])
+        await self._pool.execute(_SQL["put"], [f"part-{part}"], [len(body)], [body], [], [])
         return {"status": "success", "part": part, "size": len(request.data)}
 
     async def whole(self, data: bytes) -> bytes:
@@ -97,38 +89,3 @@ class Payloads:
         self._opened.move_to_end(key)
         while len(self._opened) > 1 and sum(map(len, self._opened.values())) > self._settings.max_payload:
             self._opened.popitem(last=False)
-
-
-class Cleaner:
-    """Deletes the payloads that no run uses."""
-
-    def __init__(self, pool: Pool, *, grace: float = GRACE, page: int = PAGE) -> None:
-        self._pool = pool
-        self._grace = grace
-        self._page = page
-
-    async def run(self) -> None:
-        """Clean until cancelled."""
-        while True:
-            await asyncio.sleep(EVERY)
-            try:
-                await self.clean(pause=PAUSE)
-            except CONNECTION_ERRORS as error:
-                log.info("payloads not cleaned", action="payloads.retry", error=type(error).__name__)
-
-    async def clean(self, *, pause: float = 0.0) -> int:
-        """Look at every use and every payload once, a page at a time, `pause` seconds apart; how many payloads went."""
-        run_id = digest = ""
-        while (
-            last := await self._pool.fetchrow(_SQL["drop_uses"], run_id, digest, self._page, self._grace)
-        ) is not None:
-            run_id, digest = last["run_id"], last["hash"]
-            await asyncio.sleep(pause)
-        digest, gone = "", 0
-        while (last := await self._pool.fetchrow(_SQL["drop_payloads"], digest, self._page, self._grace)) is not None:
-            digest = last["hash"]
-            gone += last["gone"]
-            await asyncio.sleep(pause)
-        if gone:
-            log.info("payloads deleted", action="payloads.deleted", payloads=gone)
-        return gone

@@ -21,7 +21,8 @@ from services.scheduler.accept import Acceptor
 from services.scheduler.ask import Asks
 from services.scheduler.backlog import Backlog
 from services.scheduler.callbacks import Callbacks
-from services.scheduler.payloads import Cleaner, Payloads
+from services.scheduler.cleaner import Cleaner
+from services.scheduler.payloads import Payloads
 from services.scheduler.queues import Queues
 from services.scheduler.reaper import Reaper
 from services.scheduler.requests import RunRequests
@@ -44,6 +45,7 @@ class Scheduler(Service):
         self._clock: Clock = clock or SystemClock()
         self._intake: TaskIntake | None = None
         self._sweeper: Sweeper | None = None
+        self._cleaner: Cleaner | None = None
         self._level: LevelFollower | None = None
 
     def metadata(self) -> dict[str, str]:
@@ -68,7 +70,9 @@ class Scheduler(Service):
         self.spawn(self._sweeper.run_timers, name="timers")
         self.spawn(self._sweeper.run_outbox, name="outbox")
         self.spawn(reaper.run, name="reaper")
-        self.spawn(Cleaner(self.pool).run, name="payloads")
+        self._cleaner = Cleaner(self.pool, self.bucket, keeps=self.settings.payload_store == "nats")
+        await self._cleaner.keep_bucket()
+        self.spawn(self._cleaner.run, name="payloads")
         self.spawn(queues.run, name="queues")
         self.spawn(Retention(self.pool, self.settings).run, name="retention")
         callbacks = Callbacks(self.pool, self.nats, self.settings)
@@ -109,6 +113,8 @@ class Scheduler(Service):
     async def on_reconnect(self) -> None:
         """NATS was away, and its streams may be gone; what was pending is dispatched again."""
         await ensure_streams(self.nats.jetstream())
+        if self._cleaner is not None:
+            await self._cleaner.keep_bucket()
         if self._intake is not None:
             self._intake.reset()
         if self._sweeper is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
+from typing import Literal
 
 import orjson
 import pytest
@@ -13,6 +14,7 @@ from perdure import subjects
 from perdure.bus import permissions
 from perdure.bus.streams import ensure_streams
 from perdure.settings import Settings
+from perdure.store.postgres import Pool
 from tests.docs import ROOT
 from tests.secured import ADMIN, SecuredNats, answering, as_user, named, restricted_nats
 from tests.secured_platform import STREAM, over_nats_alone, secured_platform, users, walk
@@ -163,12 +165,16 @@ async def test_what_a_user_may_not_do_is_refused_and_what_it_needs_is_not(server
             assert await one.tries("publish", pattern.replace("*", "x").replace(">", "x"))
 
 
-async def test_a_platform_whose_parts_are_users_of_their_own_does_all_it_is_for(settings: Settings):
+@pytest.mark.parametrize("store", ["postgres", "nats"])
+async def test_a_platform_whose_parts_are_users_of_their_own_does_all_it_is_for(
+    settings: Settings, pool: Pool, store: Literal["postgres", "nats"]
+):
+    bucket = store == "nats"
     with temporary_folder("secured") as home:
-        async with restricted_nats(home, *users()) as server:
+        async with restricted_nats(home, *users(bucket=bucket), bucket=bucket) as server:
 
             def place(user: str) -> Settings:
-                return named(settings, user, nats_url=server.url, instance_id=f"{user}-1")
+                return named(settings, user, nats_url=server.url, instance_id=f"{user}-1", payload_store=store)
 
             async with as_user(server.url, ADMIN) as admin:
                 await admin.nc.jetstream().add_stream(name=STREAM, subjects=["orders.*"])
@@ -178,6 +184,7 @@ async def test_a_platform_whose_parts_are_users_of_their_own_does_all_it_is_for(
                 async with as_user(server.url, "client", inbox_prefix="_INBOX") as one:  # as any NATS client
                     await over_nats_alone(one.nc)
                     assert one.refused == []
+            assert (await pool.fetchval("SELECT count(*) FROM payloads WHERE body IS NULL") > 0) == bucket
 
 
 async def test_every_subject_of_the_platform_is_somebodys(server: SecuredNats):

@@ -1,14 +1,26 @@
 -- Values kept by reference. Whoever puts one holds its row until his commit, so that it cannot be deleted meanwhile.
 
 -- name: put
+-- Those that have no body here: it is to stand elsewhere.
 WITH stored AS (
-  INSERT INTO payloads (hash, size, body)
-  SELECT hash, length(body), body FROM unnest($1::text[], $2::bytea[]) AS t (hash, body) ORDER BY hash
-  ON CONFLICT (hash) DO UPDATE SET used_at = now()
+  INSERT INTO payloads (hash, size, body, elsewhere)
+  SELECT hash, size, body, body IS NULL
+  FROM unnest($1::text[], $2::bigint[], $3::bytea[]) AS t (hash, size, body) ORDER BY hash
+  ON CONFLICT (hash) DO UPDATE SET
+    used_at = now(), body = COALESCE(payloads.body, EXCLUDED.body), elsewhere = payloads.elsewhere OR EXCLUDED.elsewhere
+  RETURNING hash, body IS NULL AS without
+), used AS (
+  INSERT INTO payload_uses (run_id, hash)
+  SELECT run_id, hash FROM unnest($4::text[], $5::text[]) AS t (run_id, hash) ORDER BY run_id, hash
+  ON CONFLICT (run_id, hash) DO UPDATE SET used_at = now()
 )
-INSERT INTO payload_uses (run_id, hash)
-SELECT run_id, hash FROM unnest($3::text[], $4::text[]) AS t (run_id, hash) ORDER BY run_id, hash
-ON CONFLICT (run_id, hash) DO UPDATE SET used_at = now()
+SELECT hash FROM stored WHERE without
+
+-- name: adopt
+-- Rows for objects ($1: hashes) that have none, as whoever put them did not commit; so old ($2, seconds) that they go next.
+INSERT INTO payloads (hash, size, elsewhere, used_at)
+SELECT hash, 0, TRUE, now() - $2 * interval '1 second' FROM unnest($1::text[]) AS t (hash) ORDER BY hash
+ON CONFLICT (hash) DO NOTHING
 
 -- name: read
 SELECT hash, body FROM payloads WHERE hash = ANY($1::text[])
@@ -52,12 +64,14 @@ SELECT run_id, hash, (SELECT count(*) FROM gone) AS gone FROM page ORDER BY run_
 
 -- name: drop_payloads
 -- A page of payloads ($1: after which; $2: how many): those that no run uses, and nobody has put for a while ($3, seconds).
+-- Who puts one of them again waits for this commit, so what stands elsewhere is deleted before it.
 WITH page AS (
   SELECT hash FROM payloads WHERE hash > $1 ORDER BY hash LIMIT $2
 ), gone AS (
   DELETE FROM payloads AS p USING page
   WHERE p.hash = page.hash AND p.used_at < now() - $3 * interval '1 second'
     AND NOT EXISTS (SELECT FROM payload_uses AS u WHERE u.hash = p.hash)
-  RETURNING p.hash
+  RETURNING p.hash, p.elsewhere
 )
-SELECT hash, (SELECT count(*) FROM gone) AS gone FROM page ORDER BY hash DESC LIMIT 1
+SELECT hash, (SELECT count(*) FROM gone) AS gone, ARRAY(SELECT gone.hash FROM gone WHERE elsewhere) AS elsewhere
+FROM page ORDER BY hash DESC LIMIT 1

@@ -15,7 +15,7 @@ from perdure.engine import Context, workflow
 from perdure.errors import InvalidRequest, NotFound, TooLarge
 from perdure.store.queries import load_queries
 from perdure.store.vault import hash_of
-from services.scheduler.payloads import Cleaner
+from services.scheduler.cleaner import Cleaner
 from tests.engine_support import losing, until
 from tests.platform import in_process
 from tests.support import eventually
@@ -65,8 +65,15 @@ class Carrier(BaseAgent):
         return text
 
 
+@pytest.fixture(params=["postgres", "nats"])
+def stored(request, settings):
+    """Settings with each place where payloads may stand."""
+    return settings.model_copy(update={"payload_store": request.param})
+
+
 @pytest.mark.parametrize("often", ["straight", "lost after each row"])
-async def test_large_tasks_results_signals_and_outputs_are_the_same_to_the_code(settings, nc, pool, often):
+async def test_large_tasks_results_signals_and_outputs_are_the_same_to_the_code(stored, nc, pool, often):
+    settings = stored
     async with in_process(settings, nc) as platform, Client(settings) as client:
         process = await platform.agent(Carrier)
         run = await client.start("carrier", {"size": LARGE, "more": "y" * LARGE}, run_id="r")
@@ -87,6 +94,8 @@ async def test_large_tasks_results_signals_and_outputs_are_the_same_to_the_code(
         assert same == 1, "results, the child's output and the signal are one payload"
         longest = "SELECT max(octet_length(result::text)) FROM journal"
         assert await pool.fetchval(longest) < 1000
+        here = await pool.fetchval("SELECT count(*) FROM payloads WHERE body IS NOT NULL")
+        assert (here == 0) == (settings.payload_store == "nats")
         steps = (await run.details())["steps"]
         assert [step["result"] for step in steps if step["kind"] == "step"] == ["x" * LARGE] * 3
         history = await run.history()
@@ -97,7 +106,8 @@ async def test_large_tasks_results_signals_and_outputs_are_the_same_to_the_code(
         assert {"large": LARGE + 11} in [event["data"] for event in events if event["type"] == "event"]
 
 
-async def test_what_one_message_does_not_carry_is_read_in_slices(settings, nc):
+async def test_what_one_message_does_not_carry_is_read_in_slices(stored, nc):
+    settings = stored
     async with in_process(settings, nc, Carrier) as platform, Client(settings) as client:
         task = {"text": "é\n" * (FIVE_MB // 3)}
         run = await client.start("carrier", task, workflow="echo")
@@ -223,7 +233,7 @@ async def test_only_what_no_run_uses_is_deleted_and_never_what_is_being_put(sett
 
 
 async def test_whoever_puts_a_payload_that_is_being_deleted_has_it_afterwards(pool):
-    put = load_queries("payloads.sql")["put"], ["h"], [b"x"], [], []
+    put = load_queries("payloads.sql")["put"], ["h"], [1], [b"x"], [], []
     await pool.execute(*put)
     await pool.execute("UPDATE payloads SET used_at = now() - interval '1 day'")
     async with pool.acquire() as writer:
