@@ -137,15 +137,11 @@ def _consumes(namespace: str, each: Consumer) -> Iterator[str]:
     yield f"$JS.ACK.{stream}.{each.durable}.>"
 
 
-def _reads(namespace: str) -> tuple[str, ...]:
-    """Read large values from the object store."""
-    stream = config_of(namespace).name
-    return f"{_API}.STREAM.MSG.GET.{stream}", f"{_API}.DIRECT.GET.{stream}"
-
-
-def _keeps(namespace: str) -> tuple[str, ...]:
-    """Read them, and put them there."""
-    return (*_reads(namespace), *(config_of(namespace).subjects or ()))
+def _keeps(namespace: str) -> Iterator[str]:
+    """Read large values from the object store, and put them there."""
+    config = config_of(namespace)
+    yield from (f"{_API}.{verb}.GET.{config.name}" for verb in ("STREAM.MSG", "DIRECT"))
+    yield from config.subjects or ()
 
 
 def _config_manager(namespace: str) -> Permissions:
@@ -194,8 +190,9 @@ def _callers(namespace: str, bucket: bool) -> Iterator[Permissions]:
     config = [f"{each}.>" for each in _CONFIG_REQUESTS if each not in (subjects.CONFIG_SCHEMA, subjects.CONFIG_ROLLOUT)]
     steers = ["run.*", "session.*", subjects.QUEUE_LIST, f"{subjects.SCHEDULE}.*", *starts]
     prompts = ["agents.prompt.>", "agents.status.>", f"agents.{subjects.PROMPT_ANSWER}.>"]
-    says = [*steers, *config, _READS_LEVEL, *(_reads(namespace) if bucket else ())]
-    yield _user(namespace, GATEWAY, "the platform over HTTP", says, [*watches, _HEARS_LEVEL])
+    yield _user(
+        namespace, GATEWAY, "the platform over HTTP", [*steers, *config, _READS_LEVEL], [*watches, _HEARS_LEVEL]
+    )
     says = [
         *(f"run.{verb}" for verb in ("get", "list", "history", "tree", "cancel", "signal")),
         *("session.list", "session.history", "session.reset", subjects.task("*"), *starts, *prompts),

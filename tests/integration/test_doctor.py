@@ -21,6 +21,7 @@ from nats.js.api import RetentionPolicy, StreamConfig
 from pydantic import BaseModel
 
 from perdure import BaseAgent, workflow
+from perdure.bus.bucket import Bucket
 from perdure.bus.streams import ensure_streams
 from perdure.doctor import Finding, examine, machine, postgres
 from perdure.embedded import binaries
@@ -149,12 +150,14 @@ async def saying(url: str, pattern: bytes, replacement: bytes) -> AsyncIterator[
 
 async def test_people_who_are_a_user_of_their_own_may_look_at_all_of_it(settings: Settings):
     with temporary_folder("secured") as home:
-        async with restricted_nats(home) as server:
+        async with restricted_nats(home, bucket=True) as server:
             async with as_user(server.url, ADMIN) as admin:
                 await ensure_streams(admin.nc.jetstream())
-            findings = await examine(named(settings, "operator", nats_url=server.url))
+                await Bucket(admin.nc).ensure()
+            findings = await examine(named(settings, "operator", nats_url=server.url, payload_store="nats"))
     seen = {each.check: each.status for each in findings if each.area == "nats"}
-    assert {seen[check] for check in ("JetStream", "streams", "consumers", "streams of others")} == {"ok"}
+    checks = ("JetStream", "streams", "payloads", "consumers", "streams of others")
+    assert {seen[check] for check in checks} == {"ok"}
 
 
 async def test_a_nats_server_that_is_too_old(settings: Settings):
@@ -183,6 +186,16 @@ async def test_streams_that_are_not_there_or_not_as_they_should_be(settings: Set
     drifted = only(await examine(settings), "nats", "streams", "warning")
     assert "max_age" in drifted.said
     assert "Restart the scheduler" in drifted.fix
+
+
+async def test_an_object_store_that_is_to_be_used_and_is_not_there(settings: Settings, nc: Client):
+    elsewhere = settings.model_copy(update={"payload_store": "nats"})
+    missing = only(await examine(elsewhere), "nats", "payloads")
+    assert "OBJ_payloads" in missing.said
+    assert "PERDURE_PAYLOAD_STORE=nats" in missing.fix
+    await Bucket(nc).ensure()
+    assert ("payloads", "ok") in {(each.check, each.status) for each in await examine(elsewhere)}
+    assert "payloads" not in {each.check for each in await examine(settings)}
 
 
 async def test_a_stream_of_somebody_else_that_answers_requests(settings: Settings, nc: Client):
