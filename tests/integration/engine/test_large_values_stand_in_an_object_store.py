@@ -117,6 +117,14 @@ async def test_whoever_puts_a_payload_that_is_being_deleted_has_it_afterwards(ow
     assert await vault.open(own, [(stored, SPOT)]) == [TEXT]
 
 
+async def test_a_row_whose_object_never_came_gets_it_from_the_next_who_puts_the_value(own, bucket):
+    vault = vault_of(own)
+    (stored,) = await vault.put(own, [(TEXT, SPOT)])
+    await bucket.delete(NAME)  # as if whoever put it had been killed after the row
+    assert await vault.put(own, [(TEXT, SPOT)]) == [stored]
+    assert await vault.open(own, [(stored, SPOT)]) == [TEXT]
+
+
 async def test_an_object_whose_row_was_not_committed_is_found_and_goes(own, bucket, nc):
     vault = vault_of(own)
     async with own.acquire() as connection:
