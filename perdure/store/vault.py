@@ -249,8 +249,8 @@ class Vault:
             if size >= _AT_ONCE or len(batch) + len(bodies) == len(wanted):
                 found = {record["hash"]: record["body"] for record in await database.fetch(_SQL["read"], batch)}
                 for each in batch:
-                    stands_here = found.get(each) is not None or each not in found
-                    bodies[each] = found.get(each) if stands_here else await self._fetch(each)
+                    body = found.get(each)
+                    bodies[each] = await self._fetch(each) if body is None and each in found else body
                 batch, size = [], 0
         return bodies
 
