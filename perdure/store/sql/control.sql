@@ -25,7 +25,7 @@ WITH target AS (
 ), ended AS (
   UPDATE runs SET status = 'cancelled', epoch = runs.epoch + 1, cancel_reason = $2, wake_at = NULL, process_id = NULL,
          finished_at = now(), untold = TRUE, error = $3::json,
-         end_seq = 1 + GREATEST(runs.base_seq, COALESCE((
+         end_seq = 1 + GREATEST(runs.seq_floor, runs.base_seq, COALESCE((
            SELECT max(seq) FROM journal WHERE journal.run_id = runs.run_id AND journal.shelf = runs.shelf), 0))
   FROM place WHERE runs.run_id = place.run_id AND place.way = 'ended'
   RETURNING runs.run_id, runs.end_seq
@@ -76,7 +76,7 @@ SELECT cancel_reason IS NOT NULL FROM runs WHERE run_id = $1
 -- name: pause
 -- A run that nobody holds stops at once; a running one is asked to, through its process.
 WITH target AS (
-  SELECT run_id, agent_name, status, process_id, end_seq, cancel_reason, shelf, base_seq
+  SELECT run_id, agent_name, status, process_id, cancel_reason, shelf, base_seq, seq_floor
   FROM runs WHERE run_id = $1 FOR NO KEY UPDATE
 ), place AS (
   SELECT *, CASE
@@ -90,7 +90,7 @@ WITH target AS (
   FROM place WHERE runs.run_id = place.run_id AND place.way IN ('paused', 'asked')
 )
 SELECT agent_name, status, process_id, way, cancel_reason IS NOT NULL AS ending,
-       GREATEST(base_seq, (SELECT COALESCE(max(seq), 0) FROM journal
+       GREATEST(seq_floor, base_seq, (SELECT COALESCE(max(seq), 0) FROM journal
                            WHERE journal.run_id = place.run_id AND journal.shelf = place.shelf)) AS last_seq
 FROM place
 

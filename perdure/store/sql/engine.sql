@@ -256,7 +256,7 @@ FROM (
       OR EXISTS (SELECT 1 FROM signals AS s
                  WHERE s.run_id = r.run_id AND NOT s.consumed AND s.name = ANY(r.waiting_signals))
       OR EXISTS (SELECT 1 FROM runs AS c WHERE c.run_id = ANY(r.waiting_children) AND c.finished_at IS NOT NULL)
-    WHEN 'paused' THEN r.cancel_reason IS NOT NULL OR NOT r.pause_asked
+    WHEN 'paused' THEN NOT r.pause_asked  -- resumed or, which takes that back, too, cancelled
     END
   ORDER BY r.run_id FOR NO KEY UPDATE OF r
 ) AS due
@@ -331,7 +331,7 @@ WHERE p.state = 'live' AND (
     AND clock_timestamp() > pg_postmaster_start_time() + $2 * interval '1 second')
   OR (p.postmaster_started = pg_postmaster_start_time() AND NOT EXISTS (
     SELECT 1 FROM pg_locks AS l
-    WHERE l.locktype = 'advisory' AND l.granted AND l.classid = 1346719297 AND l.objid = p.lock_key::oid
+    WHERE l.locktype = 'advisory' AND l.classid = 1346719297 AND l.objid = p.lock_key::oid
       AND l.objsubid = 2 AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database()))))
 
 -- name: bury_process
@@ -355,7 +355,7 @@ UPDATE runs SET
   epoch = runs.epoch + 1, process_id = NULL, dispatched_at = now(), attempts = held.attempts,
   finished_at = CASE WHEN held.attempts >= $2 THEN now() END, untold = held.attempts >= $2,
   end_seq = CASE WHEN held.attempts >= $2
-    THEN 1 + GREATEST(runs.base_seq, COALESCE((
+    THEN 1 + GREATEST(runs.seq_floor, runs.base_seq, COALESCE((
       SELECT max(seq) FROM journal WHERE journal.run_id = runs.run_id AND journal.shelf = runs.shelf), 0)) END,
   error = CASE WHEN held.attempts >= $2 THEN json_build_object('type', 'LostProcess', 'message',
     format('its process was lost %s times in a row without a new journal row', held.attempts)) END
