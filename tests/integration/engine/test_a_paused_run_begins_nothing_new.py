@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
+from types import SimpleNamespace
 from typing import Any
 
 import orjson
@@ -9,11 +10,17 @@ import pytest
 
 from perdure.agent.base import BaseAgent
 from perdure.bus import wire
-from perdure.engine import Context, Retry, workflow
+from perdure.engine import Context, Retry, control, runs, workflow
+from perdure.engine.commits import commit_moves
+from perdure.engine.entries import Entry
+from perdure.engine.rows import Move
 from perdure.errors import Conflict
+from perdure.store.queries import load_queries
 from tests.engine_support import lose, signal, until
 from tests.platform import in_process
 from tests.support import eventually
+
+ENGINE = load_queries("engine.sql")
 
 
 class Patient(BaseAgent):
@@ -164,6 +171,40 @@ async def test_resume_before_the_pause_is_there_takes_it_back(patient):
     assert (await platform.request("run.resume", {"run_id": run_id}))["status"] == "running"
     process.agent.go.set()
     assert (await until(platform, run_id, "completed"))["output"] == ["first", "second"]
+
+
+@pytest.mark.parametrize("to", ["waiting", "pending"])
+async def test_a_run_that_was_asked_to_pause_goes_nowhere_else_but_to_an_end(pool, nc, to):
+    """It was on its way to a wait, or to its next life, when somebody asked."""
+    await runs.accept(pool, [runs.new_start("r", "patient", 1)])
+    await pool.execute("UPDATE runs SET status = 'running'")
+    holder = SimpleNamespace(run_id="r", epoch=0)
+    move = Move(to, waiting_signals="go") if to == "waiting" else Move(to, task="2", base_seq=1)
+    assert (await control.pause(pool, nc, "r"))["way"] == "asked"
+    entry = Entry(holder, move=move)
+    await commit_moves(pool, [entry], again=False)
+    assert (await pool.fetchval("SELECT status FROM runs"), entry.woken) == ("paused", False)
+    await control.resume(pool, nc, "r")
+    assert await pool.fetchval("SELECT status FROM runs") == "pending"
+
+
+async def test_a_run_that_was_asked_to_pause_is_paused_when_its_process_is_lost(pool, nc):
+    await runs.accept(pool, [runs.new_start("r", "patient", 1)])
+    await pool.execute("UPDATE runs SET status = 'running', process_id = 'p'")
+    await control.pause(pool, nc, "r")
+    await pool.fetch(ENGINE["requeue_lost"], "p", 9, 10)
+    assert await pool.fetchval("SELECT status FROM runs") == "paused"
+
+
+@pytest.mark.parametrize("then", ["cancel", "resume"])
+async def test_what_was_asked_while_a_run_was_on_its_way_to_its_pause_is_done(pool, nc, then):
+    await runs.accept(pool, [runs.new_start("r", "patient", 1)])
+    await pool.execute("UPDATE runs SET status = 'running', epoch = 1")
+    await control.pause(pool, nc, "r")
+    await (control.cancel(pool, nc, "r", "enough") if then == "cancel" else control.resume(pool, nc, "r"))
+    entry = Entry(SimpleNamespace(run_id="r", epoch=1), move=Move("paused"))  # it has not heard of that
+    await commit_moves(pool, [entry], again=False)
+    assert (await pool.fetchval("SELECT status FROM runs"), entry.woken) == ("pending", True)
 
 
 async def test_cancel_is_stronger_than_pause(patient):

@@ -1,16 +1,20 @@
 from __future__ import annotations
 
 import asyncio
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
 
 from perdure.agent.base import BaseAgent
-from perdure.engine import Context, workflow
+from perdure.engine import Context, runs, workflow
 from perdure.errors import Conflict, PermanentError, RunFailed, StepFailed
+from perdure.store.queries import load_queries
 from tests.engine_support import at_rest, signal, until
 from tests.platform import in_process
 from tests.support import eventually
+
+SQL = load_queries("engine.sql")
 
 
 class Family(BaseAgent):
@@ -126,6 +130,20 @@ async def test_children_that_a_cancellation_did_not_reach_are_found_by_the_sweep
     ended = "UPDATE runs SET status = 'cancelled', finished_at = now() - interval '1 hour', epoch = epoch + 1"
     await pool.execute(f"{ended} WHERE run_id = 'gone'")
     await until(platform, "left", "cancelled")
+
+
+async def test_the_sweep_asks_living_children_of_cancelled_parents_once_and_nobody_else(pool):
+    starts = [runs.new_start(run_id, "family", 1) for run_id in ("gone", "failed")]
+    starts += [
+        runs.new_start(run_id, "family", 1, parent=("gone", "1")) for run_id in ("left", "joined", "asked", "over")
+    ]
+    await runs.accept(pool, [*starts, runs.new_start("other", "family", 1, parent=("failed", "1"))])
+    await pool.execute("UPDATE runs SET status = 'cancelled', finished_at = now() WHERE run_id IN ('gone', 'over')")
+    await pool.execute("UPDATE runs SET status = 'failed', finished_at = now() WHERE run_id = 'failed'")
+    await pool.execute("UPDATE runs SET joined = TRUE WHERE run_id = 'joined'")
+    await pool.execute("UPDATE runs SET cancel_reason = 'enough' WHERE run_id = 'asked'")
+    found = await pool.fetch(SQL["abandoned_children"], datetime.now(UTC) + timedelta(seconds=1), 10)
+    assert [record["run_id"] for record in found] == ["left"]
 
 
 @pytest.mark.in_memory

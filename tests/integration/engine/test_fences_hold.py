@@ -88,6 +88,45 @@ async def test_a_row_written_while_a_claim_commits_is_in_the_claimers_history_or
     assert [r["name"] for r in history] == await names(pool) == []
 
 
+async def end(pool, holder: Holder) -> int:
+    return len(await commit_moves(pool, [Entry(holder, move=Move("completed", output="1", end_seq=9))], again=False))
+
+
+async def wait(pool, holder: Holder) -> int:
+    return len(await commit_moves(pool, [Entry(holder, move=Move("waiting", waiting_signals="s"))], again=False))
+
+
+async def give_back(pool, holder: Holder) -> int:
+    return len(await pool.fetch(SQL["release"], [holder.run_id], [holder.epoch]))
+
+
+async def stand_on(pool, holder: Holder) -> int:
+    said = await pool.execute(SQL["stand_on"], [holder.run_id], [holder.epoch], "newer", 7)
+    return int(said.rsplit(" ", 1)[1])
+
+
+@pytest.mark.parametrize("act", [end, wait, give_back, stand_on])
+async def test_what_else_a_holder_does_to_its_run_is_refused_once_another_has_it(claim, pool, act):
+    old = await claim("r")
+    async with pool.acquire() as connection:
+        transaction = connection.transaction()
+        await transaction.start()
+        await connection.execute("UPDATE runs SET epoch = epoch + 1, process_id = 'other' WHERE run_id = 'r'")
+        late = asyncio.create_task(act(pool, old))
+        waiting = "SELECT 1 FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = current_database()"
+        while not late.done() and not await pool.fetchval(waiting):
+            await asyncio.sleep(0.01)
+        await transaction.commit()
+    assert await late == 0, "it began before the other's claim was committed"
+    assert await act(pool, old) == 0, "and after"
+    left = await pool.fetchrow("SELECT status, epoch, process_id, config_hash FROM runs")
+    assert tuple(left) == ("running", old.epoch + 1, "other", "hash")
+    await pool.execute("UPDATE runs SET epoch = $1, status = 'paused'", old.epoch)
+    assert await act(pool, old) == 0, "nor of a run that does not run"
+    await pool.execute("UPDATE runs SET status = 'running'")
+    assert await act(pool, old) == 1, "its holder does it"
+
+
 async def test_no_row_is_written_once_the_run_has_ended(claim, pool):
     holder = await claim("r")
     await commit_moves(pool, [Entry(holder, move=Move("completed", output="1", end_seq=1))], again=False)
@@ -102,6 +141,18 @@ async def test_a_commit_whose_answer_was_lost_is_found_by_its_repeat(claim, pool
     assert await commit_moves(pool, [end], again=False) == {("r", 1): False}
     assert await commit_moves(pool, [end], again=True) == {("r", 1): False}
     assert await names(pool) == ["first"]
+
+
+async def test_a_repeat_takes_neither_another_holders_end_nor_a_run_that_runs_for_its_own_first_try(claim, pool):
+    old = await claim("r")
+    await pool.execute("UPDATE runs SET status = 'pending', epoch = epoch + 1")
+    new = await claim("r")
+    before = [["r"], [new.epoch], ["completed"]]
+    assert await pool.fetch(SQL["moved_before"], *before) == [], "it runs still"
+    end = Move("completed", output="1", end_seq=2)
+    assert await commit_moves(pool, [Entry(new, move=end)], again=False)
+    assert await commit_moves(pool, [Entry(old, move=end)], again=True) == {}
+    assert len(await pool.fetch(SQL["moved_before"], *before)) == 1
 
 
 async def test_a_repeat_that_overtakes_its_first_try_finds_it_all_the_same(claim, pool):

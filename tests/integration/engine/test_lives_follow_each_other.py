@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from collections import Counter
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from perdure.agent.base import BaseAgent
-from perdure.engine import Context, Retry, workflow
+from perdure.engine import Context, Retry, runs, workflow
+from perdure.engine.commits import commit_moves
+from perdure.engine.entries import Entry
+from perdure.engine.rows import Move
 from perdure.errors import PermanentError
 from tests.engine_support import losing, signal, until
 from tests.platform import in_process
@@ -93,6 +97,29 @@ async def test_a_run_continues_as_new_under_its_id_with_an_empty_journal(living,
     assert began == sorted(began)
     assert len(set(began)) == 3, "each life has a time of its own"
     assert {process.agent.ran[str(n)] for n in (1, 2, 3, 4)} == {1}
+
+
+async def test_a_new_life_begins_like_a_run_that_nobody_has_claimed_yet(pool):
+    await runs.accept(pool, [runs.new_start("r", "living", 1)])
+    await pool.execute(
+        "UPDATE runs SET status = 'running', process_id = 'p', attempts = 3, version = '1', source_hash = 'old', "
+        "config_hash = 'h', config_revision = 1, started_at = now(), fair_rank = 7, dispatched_at = 'epoch'"
+    )
+    holder = SimpleNamespace(run_id="r", epoch=0)
+
+    async def moved(move: Move) -> dict[str, Any]:
+        await commit_moves(pool, [Entry(holder, move=move)], again=False)
+        row = dict(await pool.fetchrow("SELECT *, dispatched_at > now() - interval '1 minute' AS fresh FROM runs"))
+        await pool.execute("UPDATE runs SET status = 'running'")
+        return row
+
+    waiting = await moved(Move("waiting", waiting_signals="go"))
+    kept = {"version": "1", "source_hash": "old", "config_hash": "h", "config_revision": 1, "fair_rank": 7}
+    assert waiting.items() >= {**kept, "process_id": None, "attempts": 0, "fresh": False}.items()
+    assert waiting["started_at"] is not None
+    anew = await moved(Move("pending", task="2", base_seq=5))
+    fresh = {**dict.fromkeys(kept), "fair_rank": 0, "started_at": None, "task": "2", "base_seq": 5}
+    assert anew.items() >= {**fresh, "status": "pending", "process_id": None, "attempts": 0, "fresh": True}.items()
 
 
 async def test_a_new_task_that_cannot_travel_fails_the_run(living):

@@ -2,13 +2,15 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
+from datetime import UTC, datetime
 from typing import Any, ClassVar
+from urllib.parse import urlsplit
 
 import asyncpg
 import pytest
 
 from perdure.agent.base import BaseAgent
-from perdure.engine import Context, workflow
+from perdure.engine import Context, runs, workflow
 from perdure.store.postgres import Connection
 from perdure.store.queries import load_queries
 from tests.engine_support import until
@@ -157,6 +159,48 @@ async def test_a_claim_whose_answer_is_lost_is_found(settings, nc, monkeypatch):
         run = await until(platform, run_id, "completed", timeout=5)
         assert lost
         assert run["attempts"] == 1
+
+
+async def test_a_process_is_lost_without_its_lock_or_past_its_lease_and_neither_counts_after_a_restart(settings, pool):
+    await pool.execute(SQL["register_process"], "p", "working", "p", 7, 3600.0, ["run"], [""])
+
+    async def lost(*, leases: bool = True, lease_seconds: float = 0.0) -> list[tuple[str, bool]]:
+        found = await pool.fetch(SQL["lost_processes"], leases, lease_seconds)
+        return [(record["process_id"], record["lease_over"]) for record in found]
+
+    assert await lost() == [("p", False)], "nobody holds its lock"
+    elsewhere = await asyncpg.connect(urlsplit(settings.database_url)._replace(path="/postgres").geturl())
+    assert await elsewhere.fetchval(SQL["take_lock"], 7)
+    assert await lost() == [("p", False)], "a lock in another database is another's"
+    await elsewhere.close()
+    async with pool.acquire() as connection:
+        assert await connection.fetchval(SQL["take_lock"], 7)
+        assert await lost() == []
+        await pool.execute("UPDATE processes SET lease_until = now() - interval '1 second'")
+        assert await lost() == [("p", True)]
+        assert await lost(leases=False) == [], "nobody could renew: Postgres was away"
+        assert await lost(lease_seconds=1e9) == [], "Postgres has just started: its lease has all its length again"
+        await connection.execute("SELECT pg_advisory_unlock_all()")
+    assert await lost(leases=False) == [("p", True)]
+    await pool.execute("UPDATE processes SET postmaster_started = '2020-01-01Z'")
+    assert await lost(leases=False) == [], "the lock went with the server"
+
+
+async def test_what_a_lost_process_held_is_found_also_when_whoever_buried_it_died_or_its_row_is_gone(pool):
+    starts = [runs.new_start(run_id, "working", 1) for run_id in ("live", "buried", "gone", "ended")]
+    await runs.accept(pool, starts)
+    for process in ("live", "buried"):
+        await pool.execute(SQL["register_process"], process, "working", process, 7, 3600.0, ["run"], [""])
+    await pool.execute("UPDATE runs SET status = 'running', process_id = run_id")
+    await pool.execute("UPDATE runs SET status = 'failed', process_id = 'buried' WHERE run_id = 'ended'")
+    await pool.execute(SQL["bury_process"], "buried", datetime.now(UTC))
+    held = sorted(record["process_id"] for record in await pool.fetch(SQL["held_by_lost"]))
+    assert held == ["buried", "gone"]
+    for process in held:
+        records = await pool.fetch(SQL["requeue_lost"], process, 9, 10)
+        assert [record["run_id"] for record in records] == [process], "and what has ended stays"
+    assert await pool.fetch(SQL["held_by_lost"]) == []
+    assert await pool.fetchval("SELECT epoch FROM runs WHERE run_id = 'gone'") == 1
 
 
 async def test_a_process_taken_for_lost_drops_what_it_holds_and_goes_on_under_a_new_name(settings, nc, pool):

@@ -50,6 +50,14 @@ async def test_what_came_before_the_wait_wakes_the_run_in_the_same_commit(parent
     assert await status(pool) == "pending"
 
 
+async def test_what_came_for_another_wait_or_was_heard_already_wakes_nobody(parent, pool):
+    await runs.send_signal(pool, "p", "another", 1, None)
+    await runs.send_signal(pool, "p", "go", 1, None)
+    await pool.execute("UPDATE signals SET consumed = TRUE WHERE name = 'go'")
+    await go_to_sleep(pool)
+    assert await status(pool) == "waiting", "else it would come back for ever"
+
+
 async def test_a_child_that_ended_before_the_wait_wakes_the_run_in_the_same_commit(parent, pool):
     await pool.execute("UPDATE runs SET status = 'completed', finished_at = now() WHERE run_id = 'c'")
     await go_to_sleep(pool)
@@ -58,6 +66,19 @@ async def test_a_child_that_ended_before_the_wait_wakes_the_run_in_the_same_comm
 
 async def test_a_cancellation_before_the_wait_wakes_the_run_in_the_same_commit(parent, pool, nc):
     assert (await control.cancel(pool, nc, "p", "stop"))["way"] == "asked"
+    await go_to_sleep(pool)
+    assert await status(pool) == "pending"
+
+
+async def test_a_cancellation_that_an_earlier_life_heard_of_wakes_this_one(parent, pool, nc):
+    await control.cancel(pool, nc, "p", "stop")
+    await pool.execute(
+        "INSERT INTO journal (run_id, seq, path, kind, name, hash, outcome, attempt, epoch, started_at, finished_at) "
+        "VALUES ('p', 1, '!cancel', 'cancel', 'cancel', '', 'ok', 1, 0, now(), now())"
+    )
+    await go_to_sleep(pool)
+    assert await status(pool) == "waiting", "a run that has heard of it may wait while it tidies up"
+    await pool.execute("UPDATE runs SET status = 'running', base_seq = 5")
     await go_to_sleep(pool)
     assert await status(pool) == "pending"
 
@@ -92,6 +113,16 @@ async def test_a_run_that_calls_a_run_of_somebody_else_is_woken_by_its_end(paren
     assert await status(pool) == "pending"
 
 
+async def test_a_child_wakes_a_parent_that_waits_for_it_and_no_other(parent, pool, nc):
+    await runs.accept(pool, [runs.new_start("d", "a", 3, parent=("p", "2"))])
+    await go_to_sleep(pool)  # for c
+    await runs.tell_parents(pool, nc, ["d"])
+    assert await status(pool) == "waiting"
+    await control.pause(pool, nc, "p")
+    await runs.tell_parents(pool, nc, ["c"])
+    assert await status(pool) == "paused", "nor one that is paused"
+
+
 async def test_a_joined_child_cannot_end_between_the_last_look_and_the_wait(parent, pool, nc):
     await pool.execute("UPDATE runs SET parent_run_id = NULL, joined = TRUE WHERE run_id = 'c'")
 
@@ -115,8 +146,11 @@ async def test_a_joined_child_cannot_end_between_the_last_look_and_the_wait(pare
 async def test_an_end_that_nobody_told_is_told_by_the_sweep(parent, pool, nc):
     await go_to_sleep(pool)
     await pool.execute("UPDATE runs SET status = 'completed', finished_at = now() WHERE run_id = 'c'")
+    await runs.accept(pool, [runs.new_start(run_id, "a", 3) for run_id in ("joined", "nobodys")])
+    ended = "UPDATE runs SET status = 'completed', finished_at = now(), joined = run_id = 'joined'"
+    await pool.execute(f"{ended} WHERE run_id IN ('joined', 'nobodys')")
     untold = await pool.fetch(SQL["untold_children"], datetime.now(UTC), 10)
-    assert [record["run_id"] for record in untold] == ["c"]
-    await runs.tell_parents(pool, nc, ["c"])
+    assert sorted(record["run_id"] for record in untold) == ["c", "joined"]
+    await runs.tell_parents(pool, nc, ["c", "joined"])
     assert await status(pool) == "pending"
     assert await pool.fetch(SQL["untold_children"], datetime.now(UTC), 10) == []
