@@ -7,11 +7,20 @@ Fields that a model does not know are ignored, so that newer clients may talk to
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Annotated, Any, Final, Literal, Self, TypeVar
 
 import orjson
-from pydantic import AwareDatetime, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    AwareDatetime,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    model_validator,
+)
 from pydantic_core import PydanticCustomError
 
 from perdure.errors import InvalidRequest
@@ -43,6 +52,21 @@ SHOWN: Final = 3  # problems named in one error
 
 def _listed(value: Any) -> Any:
     return [value] if isinstance(value, str) else value
+
+
+Statuses = Annotated[list[RunStatus], BeforeValidator(_listed), Field(min_length=1)]
+"""One state or several: none at all would be every run to whoever takes it for no filter."""
+
+
+def _storable(moment: datetime) -> datetime:
+    """Postgres holds years 1 to 9999 in UTC; a zone may lead out of them."""
+    try:
+        return moment.astimezone(UTC)
+    except OverflowError:
+        raise PydanticCustomError("moment", "must be within the years 1 to 9999 in UTC") from None
+
+
+Moment = Annotated[AwareDatetime, AfterValidator(_storable)]
 
 
 class Message(BaseModel):
@@ -110,7 +134,7 @@ class RunStart(Place):
     session_id: Id | None = None
     callback: Annotated[Callback, BeforeValidator(_spelt)] | None = None
     delay: Seconds | None = None
-    start_at: AwareDatetime | None = None
+    start_at: Moment | None = None
     dedup_key: Name | None = None
     dedup_window: PositiveSeconds | None = None
     debounce_key: Name | None = None
@@ -242,12 +266,12 @@ class RunFilter(Message):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     agent: AgentName | None = None
-    status: Annotated[list[RunStatus], BeforeValidator(_listed)] | None = None
+    status: Statuses | None = None
     workflow: Name | None = None
     version: str | None = Field(None, max_length=256)
     session_id: Id | None = None
-    created_after: AwareDatetime | None = None
-    created_before: AwareDatetime | None = None
+    created_after: Moment | None = None
+    created_before: Moment | None = None
 
 
 class RunBulk(Message):
@@ -288,11 +312,11 @@ class RunList(Message):
     """
 
     agent: AgentName | None = None
-    status: Annotated[list[RunStatus], BeforeValidator(_listed)] | None = None
+    status: Statuses | None = None
     workflow: Name | None = None
     version: str | None = Field(None, max_length=256)
-    created_after: AwareDatetime | None = None
-    created_before: AwareDatetime | None = None
+    created_after: Moment | None = None
+    created_before: Moment | None = None
     session_id: Id | None = None
     parent_run_id: Id | None = None
     queue: AgentName | None = None
@@ -366,8 +390,8 @@ class ScheduleRef(Message):
 class ScheduleBackfill(ScheduleRef):
     """`schedule.backfill`: runs for the moments from `from` to `to` that have none yet."""
 
-    since: AwareDatetime = Field(alias="from")
-    to: AwareDatetime
+    since: Moment = Field(alias="from")
+    to: Moment
 
 
 class ScheduleList(Message):

@@ -22,6 +22,7 @@ _SQL = load_queries("control.sql")
 
 AT_ONCE: Final = 4
 COUNTED: Final = 100_000
+LONGEST_TURN: Final = 19  # digits of a bigint
 _ENDS: Final = ("pending", "running", "waiting", "paused", "blocked", "needs_review")
 _CONCERNS: Final[dict[str, tuple[str, ...]]] = {
     "cancel": _ENDS,
@@ -82,7 +83,7 @@ async def _place(pool: Pool, cursor: str | None) -> tuple[int, int]:
     if cursor is None:
         return 0, int(await pool.fetchval(_SQL["newest_turn"]))
     after, _, upto = cursor.partition("-")
-    if not (after.isdecimal() and upto.isdecimal() and len(cursor) < 40):
+    if not (after.isdecimal() and upto.isdecimal() and max(len(after), len(upto)) < LONGEST_TURN):
         raise InvalidRequest("field 'cursor': give the next_cursor of the page before, unchanged")
     return int(after), int(upto)
 

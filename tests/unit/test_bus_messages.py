@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from perdure.errors import InvalidRequest
-from perdure.messages import ConfigSet, RunAsk, RunList, RunRef, RunStart, parse
+from perdure.messages import ConfigSet, RunAsk, RunBulk, RunList, RunRef, RunStart, parse
 
 
 def test_a_request_is_read_with_its_defaults():
@@ -57,3 +57,16 @@ def test_the_nul_character_is_refused_where_it_stands():
 
 def test_an_escaped_backslash_before_u0000_is_ordinary_text():
     assert parse(RunStart, b'{"task": "\\\\u0000"}').task == "\\u0000"
+
+
+def test_no_state_at_all_is_no_filter_for_all():
+    with pytest.raises(InvalidRequest, match=r"field 'filter\.status'"):
+        parse(RunBulk, b'{"action": "terminate", "filter": {"status": []}}')
+    with pytest.raises(InvalidRequest, match="field 'status'"):
+        parse(RunList, b'{"status": []}')
+
+
+@pytest.mark.parametrize("moment", ["0001-01-01T00:00:00+14:00", "9999-12-31T23:59:59-14:00"])
+def test_a_moment_that_no_store_can_hold_is_named(moment):
+    with pytest.raises(InvalidRequest, match="field 'created_after': must be within the years 1 to 9999 in UTC"):
+        parse(RunList, b'{"created_after": "%s"}' % moment.encode())

@@ -214,7 +214,9 @@ async def test_a_page_that_is_asked_for_again_restarts_nothing_twice(steered, cl
         ({"action": "cancel", "filter": {"status": "lost"}}, "filter.status"),
         ({"action": "cancel", "filter": {"created_before": "2026-01-01T00:00:00"}}, "filter.created_before"),
         ({"action": "burn", "all": True}, "action"),
+        ({"action": "cancel", "filter": {"status": []}}, "filter.status"),
         ({"action": "cancel", "all": True, "cursor": "x"}, "cursor"),
+        ({"action": "cancel", "all": True, "cursor": f"1-{2**70}"}, "cursor"),
     ],
 )
 async def test_a_filter_that_says_too_little_or_nonsense_is_refused_by_its_field(steered, said, named):
