@@ -54,6 +54,9 @@ class Host(Protocol):
     def want_children(self, execution: Execution) -> None:
         """Read how the children of a run are, soon."""
 
+    async def looked(self, execution: Execution) -> None:
+        """Come back when the signals and the children of a run were read once more, and handed to whoever waits."""
+
     def cancel_child(self, parent: str, child: str) -> None:
         """Ask a child to end, soon: its parent waits no longer."""
 

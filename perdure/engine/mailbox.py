@@ -30,6 +30,7 @@ class Mailbox:
         self._worker = worker
         self._signals: dict[str, Execution] = {}
         self._children: dict[str, Execution] = {}
+        self._readers: list[asyncio.Future[None]] = []  # who waits for the next reading
         self._wake = asyncio.Event()
 
     def want_signals(self, execution: Execution) -> None:
@@ -44,6 +45,14 @@ class Mailbox:
         """Somebody said that there is something to see."""
         self._ask(execution, self._signals)
         self._ask(execution, self._children)
+
+    async def looked(self, execution: Execution) -> None:
+        """The same, and come back when it is read."""
+        reader = asyncio.get_running_loop().create_future()
+        self._readers.append(reader)
+        self.look(execution)
+        self._wake.set()
+        await reader
 
     def _ask(self, execution: Execution, of: dict[str, Execution]) -> None:
         if execution.closed or execution.leaving:
@@ -65,13 +74,14 @@ class Mailbox:
                 look_at = loop.time() + LOOK_EVERY
                 await self._look_at_all()
             self._wake.clear()
-            if self._signals or self._children:
+            if self._signals or self._children or self._readers:
                 await self._read()
 
     async def _read(self) -> None:
         """Read what was asked for; what could not be read stays asked for."""
         signals, self._signals = self._signals, {}
         children, self._children = self._children, {}
+        readers = [*self._readers]
         try:
             ended = await self._fetch_children(children)
             sent = await self._fetch_signals(signals)
@@ -90,6 +100,10 @@ class Mailbox:
             self._heed(record)
         self._hand_signals(signals, sent)
         self._hand_children(children, ended)
+        del self._readers[: len(readers)]
+        for reader in readers:
+            if not reader.done():  # its timer may be over with
+                reader.set_result(None)
         self._let_go([*signals.values(), *children.values()])
 
     @staticmethod

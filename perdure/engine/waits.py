@@ -50,6 +50,14 @@ class Wait(Call[Any]):
         else:
             self.resolve(decode(row.result))
 
+    async def _timer(self, due_at: datetime) -> None:
+        execution = self.execution
+        await execution.host.clock.sleep_until(due_at)
+        if any(call.signal is not None or call.child is not None for call in execution.pending.values()):
+            # A run may come back long after its time was over. What came for it in the meantime is there, and is first.
+            await execution.host.looked(execution)
+        await super()._timer(due_at)
+
     def on_due(self) -> None:
         """The time is over: that is an outcome, and journaled as one."""
         self.stop_looking()

@@ -168,6 +168,9 @@ class _Host:
         """A child would be waited for."""
         self.went_on = True
 
+    async def looked(self, execution: Execution) -> None:
+        """There is nothing to read."""
+
     def cancel_child(self, parent: str, child: str) -> None:
         """Nothing is asked to end."""
 

@@ -33,6 +33,13 @@ class Listening(BaseAgent):
         return first
 
     @workflow
+    async def first(self, ctx: Context, task: dict) -> Any:
+        if "timeout" in task:
+            return await ctx.wait_signal("go", timeout=task["timeout"])
+        name, _ = await ctx.select(late=ctx.sleep("patience", 600), went=ctx.wait_signal("go"))
+        return name
+
+    @workflow
     async def two(self, ctx: Context, task: dict) -> Any:
         return await ctx.gather(ctx.wait_signal("go"), ctx.wait_signal("go"), ctx.wait_signal("other"))
 
@@ -125,3 +132,22 @@ async def test_a_signal_taken_in_a_life_that_was_lost_is_taken_again(settings, n
         await signal(platform, run_id, "go", 1)
         assert (await until(platform, run_id, "completed"))["output"] == [1]
         assert lost
+
+
+async def test_what_is_there_when_the_time_is_over_is_first(settings, nc, pool):
+    async with in_process(settings, nc) as platform:
+        at_once = await platform.start_run("listening", {"timeout": 0}, workflow="first")
+        await signal(platform, at_once, "go", "there")
+        await platform.agent(Listening)
+        assert (await until(platform, at_once, "completed", "failed"))["output"] == "there"
+
+        for run_id, task in (("timed", {"timeout": 600}), ("chosen", {})):
+            await platform.start_run("listening", task, workflow="first", run_id=run_id)
+            await until(platform, run_id, "waiting")
+        await platform.services.pop().stop()  # and nobody is there until their time is over
+        for run_id in ("timed", "chosen"):
+            await signal(platform, run_id, "go", "in time")
+        await pool.execute("UPDATE journal SET due_at = now() WHERE due_at > now()")
+        await platform.agent(Listening)
+        assert (await until(platform, "timed", "completed", "failed"))["output"] == "in time"
+        assert (await until(platform, "chosen", "completed", "failed"))["output"] == "went"
