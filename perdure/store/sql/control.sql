@@ -97,13 +97,22 @@ FROM place
 -- name: resume
 -- An ended turn that comes back goes to the end of its session's line: `turn` is drawn anew. One that had only stopped
 -- keeps its place. The step that a run failed of is tried again, with all its attempts: its outcome is taken back, and
--- the seqs that were used stay used. A run whose work was undone to the end has nothing to go on with. A running one
+-- the seqs that were used stay used. Steps side by side may have failed at once, so that is each failure after which the
+-- run began nothing any more (by the clock of the process that wrote them all). Of a child it is asked again. A run whose work was undone to the end has nothing to go on with. A running one
 -- that was asked to pause is asked no more.
 WITH target AS (
-  SELECT run_id, agent_name, status, pause_asked FROM runs WHERE run_id = $1 FOR NO KEY UPDATE
+  SELECT run_id, agent_name, status, pause_asked, base_seq FROM runs WHERE run_id = $1 FOR NO KEY UPDATE
 ), last AS (
   SELECT path, kind, outcome, shelf FROM journal
   WHERE run_id = $1 AND shelf = (SELECT shelf FROM runs WHERE run_id = $1) ORDER BY seq DESC LIMIT 1
+), failures AS (
+  SELECT path, shelf FROM journal AS f
+  WHERE run_id = $1 AND shelf = (SELECT shelf FROM last) AND seq > (SELECT base_seq FROM target)
+    AND outcome = 'error' AND kind IN ('step', 'transaction', 'undo', 'call')
+    AND NOT EXISTS (
+      SELECT 1 FROM journal AS later
+      WHERE later.run_id = f.run_id AND later.shelf = f.shelf AND later.seq > f.seq
+        AND (later.started_at >= f.finished_at OR later.epoch <> f.epoch))
 ), stopped AS (
   UPDATE runs SET attempts = 0, error = NULL, dispatched_at = now(), pause_asked = FALSE,
          status = CASE WHEN runs.epoch = 0 AND runs.wake_at > now() THEN 'waiting' ELSE 'pending' END  -- put off
@@ -124,9 +133,9 @@ WITH target AS (
   FROM target WHERE runs.run_id = target.run_id AND target.status = 'running' AND target.pause_asked
   RETURNING runs.run_id
 ), taken_back AS (
-  DELETE FROM journal USING ended, last
-  WHERE last.outcome = 'error' AND last.kind IN ('step', 'transaction', 'undo')
-    AND journal.run_id = ended.run_id AND journal.shelf = last.shelf AND journal.path = last.path
+  DELETE FROM journal USING ended, failures
+  WHERE journal.run_id = ended.run_id AND journal.shelf = failures.shelf AND journal.path = failures.path
+    AND journal.outcome = 'error'
 )
 SELECT target.agent_name, target.status,
        EXISTS (SELECT 1 FROM stopped) OR EXISTS (SELECT 1 FROM ended) AS woken,
@@ -146,7 +155,8 @@ RETURNING run_id, agent_name
 
 -- name: fork
 -- A new run with another's task and the first rows of its journal. A child that had not ended is not copied: the new
--- run starts its own. Its epoch is not 0, so that its first claim reads the journal.
+-- run starts its own. The step itself has all its attempts again. The epoch is not 0, so that the first claim reads the
+-- journal.
 WITH source AS (
   SELECT * FROM runs WHERE run_id = $1
 ), made AS (
@@ -168,7 +178,9 @@ WITH source AS (
     j.kind = 'call' AND j.outcome = 'open' AND NOT EXISTS (
       SELECT 1 FROM journal AS answer
       WHERE answer.run_id = j.run_id AND answer.shelf = j.shelf AND answer.path = j.path AND answer.seq > j.seq
-        AND answer.seq < $3))
+        AND answer.seq < $3)) AND NOT (
+    j.kind = 'retry' AND j.path = (
+      SELECT path FROM journal AS step WHERE step.run_id = $1 AND step.shelf = j.shelf AND step.seq = $3))
   RETURNING seq
 )
 SELECT made.run_id, made.agent_name, (SELECT count(*) FROM copied) AS rows_copied FROM made
@@ -177,9 +189,10 @@ SELECT made.run_id, made.agent_name, (SELECT count(*) FROM copied) AS rows_copie
 SELECT origin_run_id, origin_kind FROM runs WHERE run_id = $1
 
 -- name: step_seq
--- A bare number is a seq rather than a path.
+-- A bare number is a seq rather than a path. What a run did before it continued as new is no part of a fork.
 SELECT seq FROM journal
 WHERE run_id = $1 AND shelf = (SELECT shelf FROM runs WHERE run_id = $1)
+  AND seq > (SELECT base_seq FROM runs WHERE run_id = $1)
   AND (path = $2 OR name = $2 OR seq::text = $2) AND kind NOT IN ('retry', 'config', 'patch')
 ORDER BY name = $2 DESC, seq::text = $2 DESC, seq LIMIT 1
 

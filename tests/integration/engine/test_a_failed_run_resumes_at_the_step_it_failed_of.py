@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 import orjson
@@ -7,6 +8,8 @@ import pytest
 
 from perdure.agent.base import BaseAgent
 from perdure.engine import Context, Retry, workflow
+from perdure.errors import StepFailed
+from tests.engine_support import until
 from tests.platform import in_process
 from tests.support import eventually
 
@@ -86,3 +89,80 @@ async def test_a_step_that_fails_again_fails_the_run_again(settings, nc, shop):
         await platform.request("run.resume", {"run_id": run_id})
         await eventually(failed)
         assert len((await platform.run(run_id))["steps"]) == first
+
+
+class Fleet(BaseAgent):
+    name = "fleet"
+    open = False
+
+    def __init__(self, config: Any) -> None:
+        super().__init__(config)
+        self.all_there = asyncio.Barrier(3)
+        self.asked: list[int] = []
+
+    @workflow
+    async def run(self, ctx: Context, task: dict) -> Any:
+        try:
+            await ctx.step("radio", self.radio, retry=Retry(max_attempts=1))
+        except StepFailed:
+            await ctx.step("go without", self.note, 0)
+        return await ctx.gather(*(ctx.step("sail", self.sail, n, retry=Retry(max_attempts=1)) for n in (1, 2, 3)))
+
+    @workflow
+    async def admiral(self, ctx: Context, task: dict) -> Any:
+        return await ctx.call("fleet", {}, run_id="the-fleet")
+
+    async def radio(self) -> None:
+        self.asked.append(-1)
+        raise OSError("nobody hears")
+
+    async def note(self, n: int) -> None:
+        self.asked.append(n)
+
+    async def sail(self, n: int) -> int:
+        if type(self).open:
+            return n
+        await self.all_there.wait()
+        raise OSError("there is no wind")
+
+
+@pytest.fixture
+def fleet():
+    class Mine(Fleet):
+        name = "fleet"
+
+    return Mine
+
+
+async def test_steps_that_failed_side_by_side_are_all_tried_again(settings, nc, fleet):
+    async with in_process(settings, nc) as platform:
+        process = await platform.agent(fleet)
+        run_id = await platform.start_run("fleet", {})
+        await until(platform, run_id, "failed")
+        fleet.open = True
+        await platform.request("run.resume", {"run_id": run_id})
+        done = await until(platform, run_id, "completed", "failed", "blocked")
+        assert (done["status"], done["output"]) == ("completed", [1, 2, 3])
+        assert process.agent.asked == [-1, 0], "a failure that the workflow had caught stays"
+
+
+async def test_a_run_that_failed_of_its_child_asks_again_how_that_is(settings, nc, fleet):
+    async with in_process(settings, nc, fleet) as platform:
+        parent = await platform.start_run("fleet", {}, workflow="admiral")
+        await until(platform, parent, "failed")
+        fleet.open = True
+        await platform.request("run.resume", {"run_id": "the-fleet"})
+        await until(platform, "the-fleet", "completed")
+        await platform.request("run.resume", {"run_id": parent})
+        assert (await until(platform, parent, "completed", "failed"))["output"] == [1, 2, 3]
+
+
+async def test_the_end_of_a_resumed_run_comes_after_the_end_it_had(settings, nc, pool, shop):
+    async with in_process(settings, nc, shop) as platform:
+        run_id = await platform.start_run("shop", {})
+        await until(platform, run_id, "failed")
+        first = await pool.fetchval("SELECT end_seq FROM runs WHERE run_id = $1", run_id)
+        await platform.services.pop().stop()
+        await platform.request("run.resume", {"run_id": run_id})
+        await platform.request("run.cancel", {"run_id": run_id})
+        assert await pool.fetchval("SELECT end_seq FROM runs WHERE run_id = $1", run_id) > first

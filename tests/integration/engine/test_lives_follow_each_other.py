@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from perdure.agent.base import BaseAgent
-from perdure.engine import Context, Retry, runs, workflow
+from perdure.engine import Context, Retry, StepContext, runs, workflow
 from perdure.engine.commits import commit_moves
 from perdure.engine.entries import Entry
 from perdure.engine.rows import Move
@@ -56,6 +56,12 @@ class Living(BaseAgent):
         return [a, child, b]
 
     @workflow
+    async def tried(self, ctx: Context, task: dict) -> list[int]:
+        return await ctx.gather(
+            ctx.step("try", self.third, retry=Retry(max_attempts=3, delay=0.0)), ctx.step("other", self.count, 1)
+        )
+
+    @workflow
     async def child(self, ctx: Context, task: dict) -> str:
         return await ctx.step("c", self.count, "c")
 
@@ -69,6 +75,12 @@ class Living(BaseAgent):
     async def count(self, value: Any) -> Any:
         self.ran[str(value)] += 1
         return value
+
+    async def third(self, step: StepContext) -> int:
+        self.ran[f"{step.run_id} {step.attempt}"] += 1
+        if step.attempt < 3:
+            raise OSError("not yet")
+        return step.attempt
 
     async def book(self, connection: Any) -> str:
         return str(await connection.fetchval("SELECT 'booked'"))
@@ -164,6 +176,15 @@ async def test_a_fork_repeats_nothing_before_its_step_and_everything_after(livin
     assert (await until(platform, in_between, "completed", "blocked", "failed"))["output"] == ["a", "c", "b"]
     assert process.agent.ran == {"a": 1, "c": 2, "b": 3}
     assert (await platform.run(source))["steps"] == before["steps"]
+
+
+async def test_the_step_that_a_fork_begins_at_has_all_its_attempts_again(living):
+    platform, process = living
+    run_id = await platform.start_run("living", {}, workflow="tried")
+    assert (await until(platform, run_id, "completed"))["output"] == [3, 1]
+    fork = (await platform.request("run.fork", {"run_id": run_id, "step": "try"}))["run_id"]
+    assert (await until(platform, fork, "completed", "failed"))["output"] == [3, 1]
+    assert [process.agent.ran[f"{fork} {attempt}"] for attempt in (1, 2, 3)] == [1, 1, 1]
 
 
 async def test_a_failed_run_resumes_with_mended_code_and_repeats_nothing(living):
