@@ -172,7 +172,7 @@ class ResultType:
         if self._adapter is None:
             return orjson.loads(text)
         try:
-            return self._adapter.validate_json(text)
+            return self._adapter.validate_json(text, by_alias=True, by_name=True)  # it was written by either
         except ValueError as error:
             raise TypeError(f"{what} does not fit its annotation: {error}") from error
 

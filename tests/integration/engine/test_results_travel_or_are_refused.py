@@ -6,7 +6,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 import pytest
-from pydantic import BaseModel
+from pydantic import BaseModel, Field
 
 from perdure.agent.base import BaseAgent
 from perdure.engine import Context, workflow
@@ -36,6 +36,11 @@ class Order:
     price: Price
 
 
+class Named(BaseModel):
+    item: int = Field(alias="itemId")
+    odd: int = Field(1, validation_alias="Odd", serialization_alias="even")
+
+
 class Sending(BaseAgent):
     name = "sending"
 
@@ -44,7 +49,7 @@ class Sending(BaseAgent):
         found: list[Any] = []
         for function in (
             self.order, self.nul, self.nothing, self.pair, self.obj, self.deep, self.nan, self.model_nan, self.data_nan,
-            self.big, self.surrogate, self.long, self.wrong, self.itself,
+            self.big, self.surrogate, self.long, self.wrong, self.itself, self.named, self.names,
         ):  # fmt: skip
             try:
                 value = await ctx.step(function.__name__, function)
@@ -61,6 +66,10 @@ class Sending(BaseAgent):
     def describe(value: Any) -> Any:
         if isinstance(value, Order):
             return [type(value.lines[0]).__name__, value.price.at.isoformat(), value.price.amount]
+        if isinstance(value, Named):
+            return ["Named", value.item, value.odd]
+        if isinstance(value, dict):
+            value = [[type(each).__name__, each.item] for each in value["all"]]
         return [type(value).__name__, value]
 
     async def order(self) -> Order:
@@ -102,6 +111,12 @@ class Sending(BaseAgent):
     async def wrong(self) -> list[int]:
         return ["seven"]  # type: ignore[list-item]
 
+    async def named(self) -> Named:
+        return Named(itemId=5, Odd=7)
+
+    async def names(self) -> dict[str, tuple[Named, ...]]:
+        return {"all": (Named(itemId=5),)}
+
     async def itself(self):
         found: list[Any] = []
         found.append(found)
@@ -123,6 +138,8 @@ EXPECTED = [
     ["TypeError", "the result of step 'long' has 2000002 bytes; the limit is 1000000"],
     ["TypeError", "the result of step 'wrong' does not fit its annotation"],
     ["TypeError", "is nested too deeply"],
+    ["Named", 5, 7],
+    ["list", [["Named", 5]]],
 ]
 
 
