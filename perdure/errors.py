@@ -25,6 +25,7 @@ ControlFlow (BaseException)     the engine speaking to a workflow; never an erro
 
 from __future__ import annotations
 
+from datetime import timedelta
 from typing import Any, ClassVar
 
 
@@ -174,10 +175,19 @@ class PermanentError(PerdureError):
 
 
 class RetryableError(PerdureError):
-    """Raised inside a step: try again, not before `retry_after` seconds when that is given."""
+    """Raised inside a step: try again, not before `retry_after` (seconds or a timedelta) when that is given.
 
-    def __init__(self, message: str, *, retry_after: float | None = None) -> None:
+    Raises `TypeError` or `ValueError` for a `retry_after` that is no duration, like the text of an HTTP header.
+    """
+
+    def __init__(self, message: str, *, retry_after: float | timedelta | None = None) -> None:
         super().__init__(message)
+        if isinstance(retry_after, timedelta):
+            retry_after = retry_after.total_seconds()
+        if isinstance(retry_after, bool) or not isinstance(retry_after, int | float | None):
+            raise TypeError(f"retry_after must be seconds or a timedelta, not {type(retry_after).__name__}")
+        if retry_after is not None and not retry_after < 10**10:  # 317 years; NaN is not less, either
+            raise ValueError(f"retry_after must be a number of seconds, not {retry_after}")
         self.retry_after = retry_after
 
 

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from datetime import timedelta
+
 import pytest
 
 from perdure.engine.retry import Retry
@@ -67,3 +69,25 @@ def test_what_is_no_class_of_errors_is_refused_by_its_field(wrong):
 def test_a_budget_below_zero_is_refused():
     with pytest.raises(ValueError, match="max_time"):
         Retry(max_time=-1)
+
+
+def test_durations_may_be_timedeltas():
+    policy = Retry(delay=timedelta(seconds=2), max_delay=timedelta(seconds=3), jitter=False, max_attempts=9)
+    assert [policy.pause(attempt, OSError()) for attempt in (1, 2)] == [2.0, 3.0]
+    assert policy.pause(1, RetryableError("busy", retry_after=timedelta(minutes=1))) == 60.0
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("delay", "1"), ("delay", float("nan")), ("max_delay", float("inf")), ("max_attempts", "3"), ("factor", None),
+     ("factor", float("inf")), ("max_time", -1)],
+)  # fmt: skip
+def test_a_policy_names_the_field_that_is_wrong(field, value):
+    with pytest.raises((TypeError, ValueError), match=rf"Retry\.{field}"):
+        Retry(**{field: value})
+
+
+@pytest.mark.parametrize("value", ["3", float("nan"), float("inf"), 1e12, True])
+def test_a_retryable_error_takes_no_pause_that_is_none(value):
+    with pytest.raises((TypeError, ValueError), match="retry_after must be"):
+        RetryableError("busy", retry_after=value)
