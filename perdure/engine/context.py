@@ -7,7 +7,7 @@ import uuid as uuid_module
 from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from datetime import datetime, timedelta
 from hashlib import blake2b
-from typing import TYPE_CHECKING, Any, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Final, TypeVar, overload
 
 from perdure.engine.codec import encode, identity
 from perdure.engine.context_children import ChildContext
@@ -38,6 +38,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 Duration = float | int | timedelta
+PLATFORMS_EVENTS: Final = ("run.", "step.")  # how the types of events begin that say what becomes of a run
 
 
 class Context(ChildContext, ParallelContext, StepInjected):
@@ -285,10 +286,20 @@ class Context(ChildContext, ParallelContext, StepInjected):
     # -- telling ------------------------------------------------------------------------------------------------------
 
     def emit(self, event: Mapping[str, Any], *, type: str = "event") -> Awaitable[None]:  # noqa: A002 -- the event's word
-        """Send a durable event of this run: `type` and `event` as its data, in journal order, replayable."""
+        """Send a durable event of this run: `type` and `event` as its data, in journal order, replayable.
+
+        Raises `TypeError` for what is no mapping or cannot travel, and `ValueError` for a type that begins with `run.`
+        or `step.`, as the platform's own do: a watch ends with `run.completed`.
+        """
         type = one_line(type, what="an event's type")  # noqa: A001 -- the event's word
+        if type.startswith(PLATFORMS_EVENTS):
+            raise ValueError(f"an event's type {type!r} is one of the platform's own: choose one without run. or step.")
+        try:
+            data = dict(event)
+        except (TypeError, ValueError):
+            raise TypeError(f"ctx.emit takes a mapping, like {{'paid': 3}}, not {event.__class__.__name__}") from None
         execution = self._execution
-        said = encode({"type": type, "data": dict(event)}, what="event")
+        said = encode({"type": type, "data": data}, what="event")
         self._refuse_large("the event", said)
         digest = identity(type, (event,), {})
         call = RecordCall(execution, execution.branch(), "event", type, digest, result=said, change=lambda _value: None)

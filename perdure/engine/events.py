@@ -46,9 +46,9 @@ def render(
     """An event's JSON; `data` is JSON already, and sealed if `vault` does so."""
     if vault.seals:
         data = vault.seal_event(data, run_id, seq, index)
-    return b'{"seq":%d,"type":"%s","run_id":"%s","agent":"%s","time":"%s","data":%s}' % (
+    return b'{"seq":%d,"type":%s,"run_id":"%s","agent":"%s","time":"%s","data":%s}' % (
         seq,
-        kind.encode(),
+        orjson.dumps(kind),
         run_id.encode(),
         agent.encode(),
         time.isoformat().encode(),

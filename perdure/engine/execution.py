@@ -266,8 +266,8 @@ class Execution:
         self._tasks.discard(task)
         self._fall_apart()
         if not task.cancelled() and (error := task.exception()) is not None and not isinstance(error, ControlFlow):
+            self.host.engine_failed(self, error)  # first: a log that cannot be written shall hold up no run
             log.error("engine task failed", action="engine.task_failed", run_id=self.run_id, exc_info=error)
-            self.host.engine_failed(self, error)
 
     # -- branches -----------------------------------------------------------------------------------------------------
 

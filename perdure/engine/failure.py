@@ -15,7 +15,7 @@ _LONGEST = 4000
 
 def describe(error: BaseException) -> dict[str, Any]:
     """`error` as the journal and the wire carry it: never a traceback, never a `repr`."""
-    said: dict[str, Any] = {"type": type(error).__name__, "message": clean(str(error)) or type(error).__name__}
+    said: dict[str, Any] = {"type": type(error).__name__, "message": clean(_text(error)) or type(error).__name__}
     if isinstance(error, StepFailed):
         said |= {"step": error.name, "attempts": error.attempts, "cause": error.cause}
     elif isinstance(error, RunFailed):
@@ -23,6 +23,13 @@ def describe(error: BaseException) -> dict[str, Any]:
     elif isinstance(error, ApiError):
         said["code"] = error.code
     return said
+
+
+def _text(error: BaseException) -> str:
+    try:
+        return str(error)
+    except Exception:  # noqa: BLE001 -- an author's `__str__` may raise anything, and the failure still counts
+        return ""
 
 
 def too_large(what: str, text: str, limit: int) -> TypeError | None:

@@ -112,6 +112,7 @@ class Worker:
         self._claims = Claims(self)
         self._reserved = Slots(self, self._claims, lambda: self._consumer.asked)
         self._mailbox = Mailbox(self)
+        self.looked = self._mailbox.looked
         self._consumer = PullConsumer(
             nats,
             stream=subjects.STREAM_WORK,
@@ -402,10 +403,10 @@ class Worker:
         """A fault of the engine itself: the run ends `needs_review`, with what is known; nothing is guessed."""
         if execution.closed or execution.leaving:
             return
-        log.error("engine fault", action="engine.fault", run_id=execution.run_id, exc_info=error)
         execution.leaving = True
         text = encode(describe(error), what="error")
         self.journal.add(Entry(execution, move=Move("needs_review", error=text)))
+        log.error("engine fault", action="engine.fault", run_id=execution.run_id, exc_info=error)
 
     # -- after a commit -----------------------------------------------------------------------------------------------
 

@@ -6,10 +6,16 @@ from typing import Any
 import pytest
 
 from perdure.agent.base import BaseAgent
+from perdure.client import Client
 from perdure.engine import Context, Retry, workflow
 from perdure.errors import StepFailed, WorkflowMisuse
 from tests.engine_support import until
 from tests.platform import in_process
+
+
+class Unspeakable(Exception):
+    def __str__(self) -> str:
+        raise RuntimeError("no word of it")
 
 
 class Misusing(BaseAgent):
@@ -82,16 +88,34 @@ class Misusing(BaseAgent):
                 said.append(type(error).__name__)
         return said
 
+    async def events(self, ctx: Context) -> list[str]:
+        said = []
+        for make in (
+            lambda: ctx.emit({}, type="run.completed"), lambda: ctx.emit({}, type="step.mine"),
+            lambda: ctx.emit("word"), lambda: ctx.emit(None), lambda: ctx.emit({"a": object()}),
+            lambda: ctx.emit({"fine": 1}, type='a "word"\\'),
+        ):  # fmt: skip
+            try:
+                await make()
+            except (ValueError, TypeError) as error:
+                said.append(str(error))
+        return said
+
+    async def fails(self, ctx: Context) -> None:
+        raise Unspeakable
+
     async def echo(self, value: Any) -> Any:
         return value
 
 
 @pytest.mark.filterwarnings("ignore:coroutine 'Misusing.echo' was never awaited")
 async def test_each_misuse_says_what_is_wrong_and_harms_nothing(settings, nc):
-    async with in_process(settings, nc, Misusing) as platform:
+    run_ids: list[str] = []
+    async with in_process(settings, nc, Misusing) as platform, Client(settings) as client:
 
         async def output(what: str) -> Any:
             run_id = await platform.start_run("misusing", {"what": what})
+            run_ids.append(run_id)
             run = await until(platform, run_id, "completed", "failed", "needs_review")
             assert run["status"] == "completed", run["error"]
             return run["output"]
@@ -101,3 +125,13 @@ async def test_each_misuse_says_what_is_wrong_and_harms_nothing(settings, nc):
         assert await output("twice") == ["WorkflowMisuse", "WorkflowMisuse", "TypeError", "step"]
         value, kind = "ValueError", "TypeError"
         assert await output("names") == [value, value, value, value, value, kind, value, kind, kind, kind]
+        said = await output("events")
+        assert ["one of the platform's own" in each for each in said[:2]] == [True, True]
+        assert ["a mapping" in each for each in said[2:4]] == [True, True]
+        assert said[4].startswith("event.data.a is a object")
+        assert len(said) == 5
+        odd = [event async for event in (await client.get(run_ids[-1])).events() if event["type"] == 'a "word"\\']
+        assert [event["data"] for event in odd] == [{"fine": 1}], "any printable word is a type, as JSON has it"
+        run_id = await platform.start_run("misusing", {"what": "fails"})
+        run = await until(platform, run_id, "failed", "completed", "needs_review")
+        assert (run["status"], run["error"]["type"]) == ("failed", "Unspeakable")
