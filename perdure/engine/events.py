@@ -145,7 +145,7 @@ class Events:
                 attempt,
             )
             run = execution.run
-            seq = execution.last_seq
+            seq = execution.told_seq
             self._send(run.run_id, render(seq, "step.started", run.run_id, run.agent_name, started, data))
 
     def _next_index(self, run_id: str) -> int:
@@ -159,7 +159,7 @@ class Events:
         self._send(
             execution.run_id,
             render(
-                execution.last_seq,
+                execution.told_seq,
                 kind,
                 execution.run_id,
                 execution.run.agent_name,

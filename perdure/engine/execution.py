@@ -319,6 +319,11 @@ class Execution:
         self.busy += 1
         self.host.journal.add(Entry(self, row=row, start=start, snapshot=snapshot, first=not self.named))
 
+    @property
+    def told_seq(self) -> int:
+        """The seq up to which all rows are committed: a reader who comes back with it misses none."""
+        return self._next_handover - 1
+
     def next_seq(self) -> int:
         """The seq of the next row; only the holder of the epoch draws them."""
         self.last_seq += 1

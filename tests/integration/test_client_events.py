@@ -32,6 +32,12 @@ class Talker(BaseAgent):
         go = await ctx.wait_signal("go")
         return await ctx.step("three", self.three, two + go, retry=Retry(max_attempts=1))
 
+    @workflow
+    async def many(self, ctx: Context, task: dict) -> None:
+        for number in range(200):
+            ctx.emit({"number": number}, type="note")  # nobody waits for their commit
+        await ctx.step("one", self.one, 1)
+
     async def one(self, n: int, step: StepContext) -> int:
         await step.progress(0.5, "half")
         return n + 1
@@ -103,6 +109,17 @@ async def test_events_are_replayed_and_then_followed_to_the_end(settings, nc):
         assert seen[-1]["data"] == {"output": 7}
         assert {"tool.progress", "run.waiting", "step.started"} <= {event["type"] for event in seen}
         assert await Watcher(run).end() == seen
+
+
+async def test_what_passes_by_names_no_row_that_is_not_told_yet(settings, nc):
+    async with in_process(settings, nc, Talker) as platform, Client(settings) as client:
+        run_id = await platform.start_run("talker", {}, workflow="many")
+        seen = 0
+        async for event in (await client.get(run_id)).events():
+            if event["type"] in PASSING:
+                assert event["seq"] <= seen, "who comes back with this seq would miss what is between"
+            seen = max(seen, event["seq"])
+        assert seen == 202
 
 
 async def test_doubles_and_foreign_messages_are_dropped(settings, nc):

@@ -98,8 +98,8 @@ FROM place
 -- An ended turn that comes back goes to the end of its session's line: `turn` is drawn anew. One that had only stopped
 -- keeps its place. The step that a run failed of is tried again, with all its attempts: its outcome is taken back, and
 -- the seqs that were used stay used. Steps side by side may have failed at once, so that is each failure after which the
--- run began nothing any more (by the clock of the process that wrote them all). Of a child it is asked again. A run whose work was undone to the end has nothing to go on with. A running one
--- that was asked to pause is asked no more.
+-- run began nothing any more (by the clock of the process that wrote them all). Of a child it is asked again. A run whose
+-- work was undone to the end has nothing to go on with. A running one that was asked to pause is asked no more.
 WITH target AS (
   SELECT run_id, agent_name, status, pause_asked, base_seq FROM runs WHERE run_id = $1 FOR NO KEY UPDATE
 ), last AS (

@@ -178,6 +178,16 @@ async def test_a_fork_repeats_nothing_before_its_step_and_everything_after(livin
     assert (await platform.run(source))["steps"] == before["steps"]
 
 
+async def test_a_fork_of_a_run_that_continued_begins_in_its_newest_life(living):
+    platform, process = living
+    run_id = await platform.start_run("living", {"n": 1, "until": 3})
+    await until(platform, run_id, "completed")
+    fork = (await platform.request("run.fork", {"run_id": run_id, "step": "see"}))["run_id"]
+    done = await until(platform, fork, "completed", "failed", "blocked")
+    assert done["output"]["n"] == 3
+    assert process.agent.ran["3"] == 1, "`count` stands before `see` in the newest life, too, and is not repeated"
+
+
 async def test_the_step_that_a_fork_begins_at_has_all_its_attempts_again(living):
     platform, process = living
     run_id = await platform.start_run("living", {}, workflow="tried")
