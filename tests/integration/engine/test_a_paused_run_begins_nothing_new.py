@@ -207,6 +207,21 @@ async def test_what_was_asked_while_a_run_was_on_its_way_to_its_pause_is_done(po
     assert (await pool.fetchval("SELECT status FROM runs"), entry.woken) == ("pending", True)
 
 
+async def test_a_pause_is_told_after_all_that_was_told_before(pool, nc):
+    await runs.accept(pool, [runs.new_start("r", "patient", 1)])
+    for changed, seq in (("base_seq = 7", 7), ("seq_floor = 9", 9)):
+        await pool.execute(f"UPDATE runs SET status = 'waiting', {changed}")
+        assert (await control.pause(pool, nc, "r"))["last_seq"] == seq
+
+
+async def test_one_that_is_being_cancelled_is_not_paused(pool, nc):
+    await runs.accept(pool, [runs.new_start("r", "patient", 1)])
+    await pool.execute("UPDATE runs SET status = 'running', cancel_reason = 'enough'")
+    with pytest.raises(Conflict, match="is being cancelled"):
+        await control.pause(pool, nc, "r")
+    assert await pool.fetchval("SELECT pause_asked FROM runs") is False
+
+
 async def test_cancel_is_stronger_than_pause(patient):
     platform, process = patient
     run_id = await platform.start_run("patient", {})

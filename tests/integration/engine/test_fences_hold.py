@@ -155,6 +155,22 @@ async def test_a_repeat_takes_neither_another_holders_end_nor_a_run_that_runs_fo
     assert len(await pool.fetch(SQL["moved_before"], *before)) == 1
 
 
+async def test_a_lost_answer_is_looked_for_among_the_rows_of_its_own_epoch(claim, pool):
+    holder = await claim("r")
+    await commit_rows(pool, [entry(holder, 1, "mine")])
+    for epoch, found in ((holder.epoch, (True, '"x"')), (holder.epoch + 1, (False, None))):
+        mine = "r", 1, epoch
+        assert (await pool.fetchval(SQL["has_row"], *mine), await pool.fetchval(SQL["row_result"], *mine)) == found
+
+
+async def test_who_holds_a_run_in_memory_hears_that_it_runs_here_no_more(claim, pool):
+    await claim("r")
+    assert await pool.fetch(SQL["asked_for"], ["r"]) == []
+    await pool.execute("UPDATE runs SET status = 'pending', epoch = epoch + 1")
+    (record,) = await pool.fetch(SQL["asked_for"], ["r"])
+    assert (record["epoch"], record["running"]) == (2, False)
+
+
 async def test_a_repeat_that_overtakes_its_first_try_finds_it_all_the_same(claim, pool):
     """The connection was lost, the server still works on the first try, and the second waits for its lock."""
     holder = await claim("r")

@@ -70,6 +70,16 @@ async def test_a_cancellation_before_the_wait_wakes_the_run_in_the_same_commit(p
     assert await status(pool) == "pending"
 
 
+async def test_a_signal_that_is_sent_again_wakes_nobody(parent, pool):
+    await runs.send_signal(pool, "p", "go", 1, "once")
+    await pool.execute("UPDATE signals SET consumed = TRUE")
+    await go_to_sleep(pool)
+    assert (await runs.send_signal(pool, "p", "go", 1, "once"))["sent"] is False
+    assert await status(pool) == "waiting"
+    await runs.send_signal(pool, "p", "another", 1, "twice")
+    assert await status(pool) == "waiting", "nor one that it does not wait for"
+
+
 async def test_a_cancellation_that_an_earlier_life_heard_of_wakes_this_one(parent, pool, nc):
     await control.cancel(pool, nc, "p", "stop")
     await pool.execute(

@@ -4,6 +4,7 @@ from perdure import subjects
 from perdure.agent.base import BaseAgent
 from perdure.engine import Context, runs, workflow
 from perdure.engine.clock import SystemClock
+from perdure.engine.start_options import StartOptions
 from services.scheduler.sweeper import Sweeper
 from tests.platform import in_process
 from tests.support import eventually
@@ -52,6 +53,18 @@ async def test_a_wake_up_that_stands_in_the_stream_is_not_repeated_before_it_may
     assert await dispatched(3.0) == ["behind-1", "idle-1"], "nothing stands there any more"
     await nc.jetstream().delete_stream(subjects.STREAM_WORK)
     assert await dispatched(3.0) == ["behind-1", "idle-1"], "a stream that is gone holds nothing up"
+
+
+async def test_who_may_not_begin_yet_is_woken_by_whom_it_waits_for_and_not_by_the_sweep(settings, nc, pool):
+    for start in [
+        *(runs.new_start(f"turn-{n}", "a", n, session_id="s") for n in (1, 2)),
+        runs.new_start("queued", "a", 3, options=StartOptions(queue="line")),
+        runs.new_start("elsewhere", "b", 4, session_id="s"),
+    ]:
+        await runs.accept(pool, [start])
+    assert await Sweeper(pool, nc, settings, SystemClock()).sweep(0.0) == 2
+    swept = await pool.fetch("SELECT run_id FROM runs WHERE dispatches > 0 ORDER BY run_id")
+    assert [record["run_id"] for record in swept] == ["elsewhere", "turn-1"]
 
 
 class Late(BaseAgent):

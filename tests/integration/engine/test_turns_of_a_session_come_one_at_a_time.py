@@ -59,6 +59,14 @@ def fresh():
     Talking.most, Talking.broken = 0, True
 
 
+async def test_the_first_turn_that_is_not_over_is_woken_when_one_has_ended(pool):
+    for n in range(4):
+        await runs.accept(pool, [runs.new_start(f"turn-{n}", "talking", n, session_id="s")])
+    await pool.execute("UPDATE runs SET status = 'failed', finished_at = now() WHERE run_id IN ('turn-0', 'turn-2')")
+    woken = await pool.fetch(load_queries("engine.sql")["next_turns"], ["talking", "talking"], ["s", "other"])
+    assert [record["run_id"] for record in woken] == ["turn-1"]
+
+
 async def test_turns_come_in_arrival_order_over_two_replicas(settings, nc):
     async with in_process(settings, nc) as platform:
         for _ in range(2):

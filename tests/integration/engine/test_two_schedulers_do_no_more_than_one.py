@@ -1,14 +1,20 @@
 from __future__ import annotations
 
 import asyncio
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
+import pytest
+
 from perdure.agent.base import BaseAgent
-from perdure.engine import Context, workflow
+from perdure.engine import Context, runs, workflow
+from perdure.store.queries import load_queries
 from services.scheduler.service import Scheduler
 from tests.engine_support import signal, until
 from tests.platform import in_process
 from tests.support import eventually
+
+SQL = load_queries("engine.sql")
 
 
 class Busy(BaseAgent):
@@ -24,6 +30,23 @@ class Busy(BaseAgent):
     async def child(self, ctx: Context, task: dict) -> Any:
         await ctx.sleep(0.4)
         return "child"
+
+
+@pytest.mark.parametrize("query", ["due_timers", "stale_pending"])
+async def test_what_another_scheduler_has_in_its_hands_is_passed_over(pool, query):
+    await runs.accept(pool, [runs.new_start(run_id, "busy", 1) for run_id in ("theirs", "mine")])
+    if query == "due_timers":
+        await pool.execute("UPDATE runs SET status = 'waiting', wake_at = now()")
+    said = (datetime.now(UTC) + timedelta(seconds=9), 10) if query == "due_timers" else (0.0, 10, [], [])
+    async with pool.acquire() as other, pool.acquire() as connection:
+        transaction = other.transaction()
+        await transaction.start()
+        await other.execute("UPDATE runs SET status = 'running' WHERE run_id = 'theirs'")
+        await connection.execute("SET lock_timeout = '2s'")
+        found = await connection.fetch(SQL[query], *said)
+        await connection.execute("RESET lock_timeout")
+        await transaction.commit()
+    assert [record["run_id"] for record in found] == ["mine"]
 
 
 async def test_timers_wake_ups_and_lost_processes_are_handled_once(settings, nc, pool):

@@ -6,8 +6,9 @@ from typing import Any
 import pytest
 
 from perdure.agent.base import BaseAgent
-from perdure.engine import Context, Retry, workflow
+from perdure.engine import Context, Retry, runs, workflow
 from perdure.errors import Conflict, PermanentError
+from perdure.store.queries import load_queries
 from tests.engine_support import lose, losing, until
 from tests.platform import in_process
 from tests.support import eventually
@@ -80,6 +81,21 @@ async def test_a_failed_run_undoes_the_last_first_and_says_so(travel):
     assert run["error"]["type"] == "StepFailed"
     assert run["error"]["undone"] == ["unbook car", "unbook hotel", "unbook flight"]
     assert [step["name"] for step in run["steps"] if step["kind"] == "undo"] == run["error"]["undone"]
+
+
+async def test_what_is_not_undone_is_of_this_life_and_has_no_undo_that_went_well(pool):
+    await runs.accept(pool, [runs.new_start("r", "travel", 1)])
+    rows = [("1", "on_failure", "ok"), ("2", "on_failure", "ok"), ("3", "on_failure", "ok"), ("4", "step", "ok")]
+    for seq, (path, kind, outcome) in enumerate([*rows, ("undo:3", "undo", "ok"), ("undo:2", "undo", "error")], 1):
+        await pool.execute(
+            "INSERT INTO journal (run_id, seq, path, kind, name, hash, outcome, attempt, epoch, started_at, "
+            "finished_at) VALUES ('r', $1, $2, $3, $2, '', $4, 1, 1, now(), now())",
+            seq, path, kind, outcome,
+        )  # fmt: skip
+    left = load_queries("control.sql")["not_undone"]
+    assert [row["name"] for row in await pool.fetch(left, "r")] == ["2", "1"]
+    await pool.execute("UPDATE runs SET base_seq = 1")
+    assert [row["name"] for row in await pool.fetch(left, "r")] == ["2"]
 
 
 async def test_a_run_that_completes_undoes_nothing(travel):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import asynccontextmanager
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import orjson
@@ -13,11 +14,13 @@ from perdure import Client
 from perdure.agent.base import BaseAgent
 from perdure.engine import Context, runs, workflow
 from perdure.errors import InvalidRequest, PermanentError
+from perdure.store.queries import load_queries
 from perdure.webhooks import verify
 from tests.engine_support import until
 from tests.platform import in_process
 from tests.support import eventually
 
+ENDS = load_queries("ends.sql")
 SECRET = "a secret of more than sixteen bytes"
 
 
@@ -91,6 +94,56 @@ async def delivered(platform, run_id: str) -> dict[str, Any]:
         return callbacks[0] if callbacks and callbacks[0]["state"] != "due" else None
 
     return await eventually(there)
+
+
+async def test_a_callback_that_is_due_is_given_to_one_scheduler_for_a_while(pool):
+    starts = [runs.new_start(run_id, "ending", 1) for run_id in ("theirs", "mine", "later", "over")]
+    for start in starts:
+        start.callback = '{"subject":"told"}'
+    await runs.accept(pool, starts)
+    await pool.execute("UPDATE runs SET status = 'failed', end_seq = 1, finished_at = now()")
+    await pool.execute("UPDATE callbacks SET next_try = now() + interval '1 hour' WHERE run_id = 'later'")
+    await pool.execute("UPDATE callbacks SET state = 'delivered' WHERE run_id = 'over'")
+
+    async def taken(seconds: float) -> list[str]:
+        async with pool.acquire() as connection:
+            await connection.execute("SET lock_timeout = '2s'")
+            found = await connection.fetch(ENDS["take_callbacks"], 10, seconds)
+            await connection.execute("RESET lock_timeout")
+        return sorted(record["run_id"] for record in found)
+
+    async with pool.acquire() as other:
+        transaction = other.transaction()
+        await transaction.start()
+        await other.fetch("SELECT 1 FROM callbacks WHERE run_id = 'theirs' FOR UPDATE")
+        assert await taken(3600.0) == ["mine"]
+        await transaction.rollback()
+    assert await taken(3600.0) == ["theirs"]
+    assert await taken(3600.0) == [], "each is tried by whoever took it"
+    (mine, over) = [f"run_{run_id}_1" for run_id in ("mine", "over")]
+    for callback in (mine, over):
+        await pool.execute(ENDS["callback_failed"], callback, "no", 0.0)
+    assert await taken(0.0) == ["mine"], "what was delivered meanwhile stays so"
+
+
+async def test_an_end_is_told_for_itself_and_doubted_of_the_process_that_was_away(pool):
+    names = ("now", "before", "others")
+    await runs.accept(pool, [runs.new_start(run_id, "ending", 1) for run_id in names])
+    await pool.execute("UPDATE runs SET status = 'failed', end_seq = 5, finished_at = now(), process_id = 'p'")
+    await pool.execute("UPDATE runs SET finished_at = now() - interval '1 hour' WHERE run_id = 'before'")
+    await pool.execute("UPDATE runs SET process_id = 'q' WHERE run_id = 'others'")
+    await pool.execute(ENDS["doubt_ends"], "p", datetime.now(UTC) - timedelta(minutes=1))
+
+    async def untold(before: timedelta) -> list[str]:
+        found = await pool.fetch(ENDS["untold_ends"], datetime.now(UTC) + before, 10)
+        return sorted(record["run_id"] for record in found)
+
+    assert await untold(timedelta(minutes=1)) == ["now"]
+    assert await untold(-timedelta(minutes=1)) == [], "its event may be on its way"
+    await pool.execute(ENDS["told_ends"], ["now"], [4])
+    assert await untold(timedelta(minutes=1)) == ["now"], "it was resumed and has ended again"
+    await pool.execute(ENDS["told_ends"], ["now"], [5])
+    assert await untold(timedelta(minutes=1)) == []
 
 
 async def test_a_url_is_told_of_each_kind_of_end_signed_and_with_an_id(ending, receiver, open_settings):
