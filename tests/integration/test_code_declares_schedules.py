@@ -188,6 +188,25 @@ async def test_schedulers_that_look_at_once_agree(pool):
     assert await take_up(pool, NOW) == 0
 
 
+async def test_a_scheduler_that_waited_for_another_one_finds_its_work_done(pool):
+    await Code(pool, cron("0 9 * * *")).declaration.say()
+
+    async def blocked(number: int) -> bool:
+        waiting = "SELECT count(DISTINCT pid) FROM pg_locks WHERE NOT granted"
+        return await pool.fetchval(waiting) == number
+
+    async with pool.acquire() as connection:
+        transaction = connection.transaction()
+        await transaction.start()
+        await connection.execute("LOCK TABLE schedules IN SHARE MODE")
+        first = asyncio.create_task(take_up(pool, NOW))
+        await eventually(lambda: blocked(1), message="the first one is about to write the schedule")
+        second = asyncio.create_task(take_up(pool, NOW))
+        await eventually(lambda: blocked(2), message="the second one waits, too")
+        await transaction.rollback()
+    assert [await first, await second] == [1, 0]
+
+
 async def test_a_moment_that_is_due_is_a_run_before_the_code_changes_its_schedule(pool):
     await Code(pool, cron("0 9 * * *")).says()
     late = NOW + timedelta(hours=1)
