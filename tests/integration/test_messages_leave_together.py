@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from nats.aio.client import Client
 
-from perdure.bus.connection import connect
+from perdure.bus.connection import PENDING_SIZE, connect
 from perdure.bus.outgoing import PACE, Outgoing
 from tests.support import eventually
 
@@ -47,8 +47,26 @@ async def test_what_cannot_leave_is_counted_and_nothing_else_is_lost(nc):
     assert outgoing.put("together.2", b"small")
     await eventually(lambda: heard == [("together.2", b"small")])
     assert (outgoing.lost, outgoing.away_since) == (1, None)
-    gone = await connect_and_close(nc)
-    assert not Outgoing(gone).put("together.3", b"")
+    gone = Outgoing(await connect_and_close(nc))
+    assert not gone.put("together.3", b"")
+    since = gone.away_since
+    assert since is not None
+    assert not gone.put("together.3", b"")
+    assert (gone.lost, gone.away_since) == (2, since), "since the first that could not leave"
+
+
+async def test_a_server_that_takes_nothing_is_as_good_as_away(nc):
+    outgoing, pending = Outgoing(nc), nc._pending_data_size
+    since = None
+    for number in (1, 2):
+        assert outgoing.put("together.1", b"x", soon=True)
+        nc._pending_data_size = PENDING_SIZE + 1  # what was sent stands in the client's buffer, and this is its bound
+        outgoing.flush()
+        assert outgoing.lost == number
+        since = since or outgoing.away_since
+    assert since is not None
+    assert outgoing.away_since == since
+    nc._pending_data_size = pending
 
 
 async def connect_and_close(nc: Client) -> Client:

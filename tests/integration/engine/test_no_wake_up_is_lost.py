@@ -93,7 +93,7 @@ async def test_a_cancellation_that_an_earlier_life_heard_of_wakes_this_one(paren
     assert await status(pool) == "pending"
 
 
-@pytest.mark.parametrize("what", ["signal", "child", "cancel"])
+@pytest.mark.parametrize("what", ["signal", "child", "cancel", "pause"])
 async def test_what_meets_the_lock_of_a_run_going_to_sleep_finds_it_waiting(parent, pool, nc, what):
     """The statement began before the run waited, and goes on after: its snapshot still shows a running run."""
     if what == "child":
@@ -106,12 +106,14 @@ async def test_what_meets_the_lock_of_a_run_going_to_sleep_finds_it_waiting(pare
             task = asyncio.create_task(runs.send_signal(pool, "p", "go", 1, None))
         elif what == "child":
             task = asyncio.create_task(runs.tell_parents(pool, nc, ["c"]))
+        elif what == "pause":
+            task = asyncio.create_task(control.pause(pool, nc, "p"))
         else:
             task = asyncio.create_task(control.cancel(pool, nc, "p", "stop"))
         await blocked_on_a_lock(pool, task)
         await transaction.commit()
     await task
-    assert await status(pool) == ("cancelled" if what == "cancel" else "pending")
+    assert await status(pool) == {"cancel": "cancelled", "pause": "paused"}.get(what, "pending")
 
 
 async def test_a_run_that_calls_a_run_of_somebody_else_is_woken_by_its_end(parent, pool, nc):

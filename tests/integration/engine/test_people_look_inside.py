@@ -10,7 +10,8 @@ import pytest
 
 from perdure import Client
 from perdure.agent.base import BaseAgent
-from perdure.engine import Context, Retry, workflow
+from perdure.engine import Context, Retry, runs, workflow
+from perdure.engine.start_options import StartOptions
 from perdure.errors import InvalidRequest, NotFound, StepFailed
 from tests.docs import ROOT, blocks
 from tests.engine_support import until
@@ -150,6 +151,25 @@ async def test_lists_are_filtered_and_come_in_pages(family, settings):
             await client.list(created_after=datetime(2026, 1, 1))  # noqa: DTZ001 -- that is what is wrong with it
         with pytest.raises(InvalidRequest, match="status"):
             await client.list(status=["lost"])
+
+
+async def test_each_filter_of_a_list_leaves_the_others_out(pool):
+    mine = runs.new_start("mine", "a", 1, workflow="w", session_id="s", parent=("p", "1"), options=StartOptions("q"))
+    for start in (mine, runs.new_start("other", "b", 1)):
+        await runs.accept(pool, [start])
+    await pool.execute("UPDATE runs SET version = '2', created_at = '2026-01-01Z' WHERE agent_name = 'a'")
+    await pool.execute("UPDATE runs SET status = 'failed' WHERE agent_name = 'a'")
+    await pool.execute("UPDATE runs SET version = '1', created_at = '2026-01-03Z' WHERE agent_name = 'b'")
+    first, last = await pool.fetchval("SELECT array_agg(turn ORDER BY turn) FROM runs")
+    between = datetime(2026, 1, 2, tzinfo=UTC)
+    for filtered in (
+        {"agent": "a"}, {"statuses": ["failed"]}, {"session_id": "s"}, {"parent_run_id": "p"}, {"queue": "q"},
+        {"workflow": "w"}, {"version": "2"}, {"created": (None, between)}, {"before": last},
+    ):  # fmt: skip
+        found, _ = await runs.list_runs(pool, **filtered)
+        assert [run["run_id"] for run in found] == ["mine"], filtered
+    assert [run["run_id"] for run in (await runs.list_runs(pool, created=(between, None)))[0]] == ["other"]
+    assert (await runs.list_runs(pool, before=first))[0] == []
 
 
 async def test_the_views_say_what_people_want_to_know(family, pool):

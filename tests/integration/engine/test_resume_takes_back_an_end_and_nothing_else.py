@@ -81,7 +81,13 @@ async def test_the_step_it_failed_of_is_taken_back_and_no_other_row(stop, pool):
     await stop("failed", ("1", "step", "ok"), ("2", "retry", "error"), ("3", "step", "error"), ("2", "step", "error"))
     await resumed(pool)
     assert await paths(pool) == ["1", "3"]
-    for last in (("2", "step", "ok"), ("2", "call", "error"), ("2", "signal", "timeout")):
+    await stop("failed", ("1", "step", "ok"), ("2", "call", "open"), ("2", "call", "error"))
+    await resumed(pool)
+    assert await paths(pool) == ["1", "2"], "of a child it is asked again"
+    await stop("failed", ("1", "step", "error"), ("2", "step", "ok"))
+    await resumed(pool)
+    assert await paths(pool) == ["1", "2"], "it went on after that failure"
+    for last in (("2", "step", "ok"), ("2", "event", "error"), ("2", "signal", "timeout")):
         await stop("failed", ("1", "step", "ok"), last)
         await resumed(pool)
         assert await paths(pool) == ["1", "2"], last

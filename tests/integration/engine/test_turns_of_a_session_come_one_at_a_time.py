@@ -65,6 +65,8 @@ async def test_the_first_turn_that_is_not_over_is_woken_when_one_has_ended(pool)
     await pool.execute("UPDATE runs SET status = 'failed', finished_at = now() WHERE run_id IN ('turn-0', 'turn-2')")
     woken = await pool.fetch(load_queries("engine.sql")["next_turns"], ["talking", "talking"], ["s", "other"])
     assert [record["run_id"] for record in woken] == ["turn-1"]
+    behind = [(await pool.fetchrow(RUNS["why_pending"], f"turn-{n}"))["behind"] for n in (1, 3)]
+    assert behind == [False, True], "and run.get says what a turn waits for"
 
 
 async def test_turns_come_in_arrival_order_over_two_replicas(settings, nc):
