@@ -10,6 +10,7 @@ import pytest
 from perdure.agent.base import BaseAgent
 from perdure.engine import Context, workflow
 from perdure.engine.calls import CancelCall
+from perdure.engine.execution import Execution
 from tests.engine_support import lose, losing, until
 from tests.platform import in_process
 from tests.support import eventually
@@ -144,13 +145,20 @@ async def test_a_running_run_ends_cancelled_though_its_code_does_not_give_way(st
     await eventually(lambda: not process.worker.executions)
 
 
-async def test_what_a_run_tidies_up_is_journaled_and_may_take_its_time(stubborn):
+async def test_what_a_run_tidies_up_is_journaled_and_may_take_its_time(stubborn, monkeypatch):
     platform, process = stubborn
-    process.worker.cancel_grace = 0.1
+    process.worker.cancel_grace = 0.05
+    looks, by_force = [], Execution._cancel_by_force
+
+    def look(execution: Execution, left: int) -> None:
+        by_force(execution, left)
+        looks.append(left)
+
+    monkeypatch.setattr(Execution, "_cancel_by_force", look)
     run_id = await start(platform, process, "tidy")
     await platform.request("run.cancel", {"run_id": run_id})
     await eventually(process.agent.tidying.is_set)
-    await asyncio.sleep(0.3)  # longer than the grace that code has which does not give way
+    await eventually(lambda: len(looks) > 1, message="the grace of code that does not give way is over, and once more")
     execution = process.worker.executions[run_id]
     process.agent.tidying.clear()
     await lose(process, execution)  # and it goes on elsewhere
