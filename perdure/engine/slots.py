@@ -29,6 +29,7 @@ log = structlog.get_logger(__name__)
 MOST: Final = 256  # slots that one scheduler is granted at a time
 SECONDS: Final = 5.0  # for which a grant is good
 GRACE: Final = 2.0  # seconds for which its slots stay reserved after that: runs may still be on their way
+SCHEDULERS: Final = 64  # that may have slots at a time, or had some before they were started again
 WORTH: Final = 16  # slots below which a process keeps none free
 
 
@@ -104,7 +105,17 @@ class Slots:
         if subjects.RUN_ID.fullmatch(scheduler) is None:
             log.warning("not a scheduler; dropped", action="slots.garbage", subject=message.subject)
             return
+        if scheduler not in self._grants and not self._has_place():
+            log.warning("too many schedulers; this one gets no slots", action="slots.crowd", scheduler=scheduler)
+            return
         await self._grant(scheduler)
+
+    def _has_place(self) -> bool:
+        """Whether one more scheduler may have slots; those of whom nothing was heard for long make room."""
+        if len(self._grants) >= SCHEDULERS:
+            now = self._worker.loop.time()
+            self._grants = {name: grant for name, grant in self._grants.items() if grant.until > now}
+        return len(self._grants) < SCHEDULERS
 
     async def _grant(self, scheduler: str) -> None:
         worker = self._worker

@@ -14,6 +14,7 @@ from perdure.bus import wire
 from perdure.engine import Context, claims, runs, workflow
 from perdure.engine.accepting import insert_starts
 from perdure.engine.rows import Holder, Start
+from perdure.engine.slots import SCHEDULERS
 from perdure.store.queries import load_queries
 from services.scheduler.service import Scheduler
 from tests.engine_support import until
@@ -226,6 +227,21 @@ async def test_each_scheduler_has_slots_of_its_own(settings, nc, pool):
         assert len(worker._reserved._grants) == 2
         assert other is platform.services[-1]
         assert await pool.fetchval("SELECT count(*) FROM runs WHERE started_at = created_at") >= 2
+
+
+async def test_schedulers_that_are_gone_make_room_and_a_crowd_gets_no_slots(settings, nc, pool):
+    async with in_process(settings, nc, Quick) as platform:
+        reserved = platform.services[-1].worker._reserved
+        await claimed_at_once(platform, pool, 0)
+        for number in range(SCHEDULERS + 9):
+            await nc.publish(subjects.slots_wanted("quick"), b"other-%d" % number)
+        await nc.flush()
+        await eventually(lambda: len(reserved._grants) == SCHEDULERS)
+        for grant in reserved._grants.values():
+            grant.until = 0.0
+        await nc.publish(subjects.slots_wanted("quick"), b"late")
+        await eventually(lambda: list(reserved._grants) == ["late"])
+        assert (await platform.ask("quick", 1))["status"] == "completed"
 
 
 async def test_garbage_on_these_subjects_harms_nobody(settings, nc, pool):
