@@ -27,7 +27,7 @@ from perdure import subjects
 from perdure.errors import SetupError
 from perdure.observe.metrics import Reading
 from perdure.settings import Settings
-from perdure.store.postgres import Connection, Pool, connect_direct
+from perdure.store.postgres import Connection, Pool, connect_direct, schema_needed
 from perdure.subjects import GLOBAL_LAYER
 
 CHANNEL: Final = "perdure_config"
@@ -101,13 +101,11 @@ class ConfigSync:
     async def reload(self, connection: Connection) -> None:
         """Read all rows in one snapshot. Raises `SetupError` when the tables are not there."""
         before = self._table.revision
-        try:
+        with schema_needed():
             async with connection.transaction(isolation="repeatable_read", readonly=True):
                 revision = await connection.fetchval(SQL["revision"])
                 rows = await connection.fetch(SQL["load_rows"])
                 heads = await connection.fetch(SQL["load_heads"])
-        except asyncpg.UndefinedTableError as error:
-            raise SetupError(f"the database has no configuration tables ({error}); run `perdure migrate`") from None
         await self._judge.load(connection)
         agents = self._judge.concerned(GLOBAL_LAYER)
         fresh = ConfigTable()

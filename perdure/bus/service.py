@@ -32,7 +32,8 @@ from perdure.observe.health import Finding, Health, LoopLag
 from perdure.observe.logging import setup_logging
 from perdure.observe.metrics import Metrics
 from perdure.settings import Settings, load_settings
-from perdure.store.postgres import Pool, create_pool
+from perdure.store.migrate import need_tables
+from perdure.store.postgres import Pool, create_pool, schema_needed
 from perdure.store.redis import create_redis
 from perdure.store.vault import vault_of
 
@@ -127,7 +128,8 @@ class Service:
         try:
             await self._open()
             self._on_start_called = True
-            await self.on_start()
+            with schema_needed():
+                await self.on_start()
             await self._register()
         except BaseException:
             await self.stop()
@@ -201,6 +203,7 @@ class Service:
             self.health.add("nats", self._check_nats)
         if "postgres" in self.needs:
             self.pool = await create_pool(self.settings, self.name)
+            await need_tables(self.pool)
             self.health.add("postgres", self._check_postgres)
             if "nats" in self.needs:
                 self.bucket = Bucket(self.nats, self.settings.namespace)

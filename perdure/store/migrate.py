@@ -16,7 +16,7 @@ import structlog
 from perdure.errors import SetupError
 from perdure.settings import Settings
 from perdure.store.platform_files import platform_root
-from perdure.store.postgres import Connection, connect_direct, database_of, unreachable
+from perdure.store.postgres import Connection, Pool, connect_direct, database_of, unreachable
 from perdure.store.queries import load_queries
 
 _FILE = re.compile(r"(?P<version>\d{4})_[a-z0-9_]+\.sql")
@@ -76,6 +76,12 @@ async def migrate(settings: Settings, *, folder: Path | None = None) -> list[str
     finally:
         await connection.close()
     return [migration.name for migration in waiting]
+
+
+async def need_tables(pool: Pool) -> None:
+    """Raises `SetupError` for a database that nobody has migrated yet."""
+    if not await pool.fetchval(_sql["table_exists"]):
+        raise SetupError("the database has no tables of Perdure yet; run `perdure migrate`")
 
 
 async def check(settings: Settings, *, folder: Path | None = None) -> list[str]:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from typing import Any, Final, Self, TypeAlias, TypeVar
 
 import asyncpg
@@ -230,6 +230,15 @@ async def _tls(settings: Settings) -> dict[str, Any]:
     """The argument for TLS, if it is on: then nothing is sent without it, whatever DATABASE_URL says."""
     context = await asyncio.to_thread(client_context, settings, "postgres")  # reads files
     return {} if context is None else {"ssl": context}
+
+
+@contextmanager
+def schema_needed() -> Iterator[None]:
+    """Raises `SetupError` that says what to do when the tables that the statements within need are not there."""
+    try:
+        yield
+    except (asyncpg.UndefinedTableError, asyncpg.UndefinedColumnError, asyncpg.UndefinedFunctionError) as error:
+        raise SetupError(f"the database lacks tables of this version ({error}); run `perdure migrate`") from None
 
 
 def unreachable(settings: Settings, error: BaseException) -> str:

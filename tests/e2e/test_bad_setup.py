@@ -66,6 +66,16 @@ async def test_a_database_that_is_not_there_is_named_with_how_to_make_it(home: P
         await platform(settings).start()
 
 
+@pytest.mark.parametrize("command", [("key", "list"), ("audit", "list")])
+async def test_a_database_without_tables_is_said_with_the_command_that_makes_them(
+    home: Path, shared_postgres: PostgresServer, command: tuple[str, ...]
+):
+    code, _, err = await perdure(home, *command, DATABASE_URL=shared_postgres.url_of("postgres"))
+    assert code == 1
+    assert "run `perdure migrate`" in err
+    assert "Traceback" not in err
+
+
 async def test_a_nats_without_jetstream_is_refused_before_anything_is_started(home: Path):
     server = PlainNats(home / "given")
     await server.start()
