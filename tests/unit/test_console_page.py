@@ -40,6 +40,12 @@ def test_the_page_asks_for_something():
     assert len(asked()) > 10
 
 
+def test_why_a_run_is_pending_is_shown_by_its_message():
+    shown = [each for script in PAGE.glob("run*.js") for each in re.findall(r"\b\w+\.reason\b\S*", script.read_text())]
+    assert len(shown) == 2
+    assert all(".reason?.message" in each for each in shown), shown
+
+
 @pytest.mark.parametrize(("verb", "path"), asked())
 def test_a_route_that_the_page_asks_for_is_there(verb: str, path: str, routes: dict[str, set[str]]):
     assert ("get" if verb == "events" else verb) in routes.get(path, set()), path

@@ -41,11 +41,20 @@ async function attempt(source, work, signal) {
   if (!signal.aborted) tell(source, met);
 }
 
+/** A part of the address; one that somebody mistyped is taken as it stands. */
+function decoded(part) {
+  try {
+    return decodeURIComponent(part);
+  } catch {
+    return part;
+  }
+}
+
 async function show() {
   leave.abort();
   leave = new AbortController();
   const { signal } = leave;
-  const [name, ...rest] = location.hash.replace(/^#\//, "").split("/").map(decodeURIComponent);
+  const [name, ...rest] = location.hash.replace(/^#\//, "").split("/").map(decoded);
   const chosen = Object.hasOwn(VIEWS, name) ? name : "agents";
   const menu = Object.entries(IN_MENU).map(([each, title]) => {
     const made = link(`#/${each}`, title);

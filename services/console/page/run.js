@@ -36,7 +36,7 @@ export function open(root, [id], { signal, attempt }) {
       facts({
         state: badge(run.status),
         agent: run.agent,
-        reason: run.reason,
+        reason: run.reason?.message,
         session: run.session_id,
         parent: run.parent_run_id && link(`#/run/${encodeURIComponent(run.parent_run_id)}`, run.parent_run_id),
         process: run.process_id,

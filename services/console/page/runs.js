@@ -34,7 +34,7 @@ export function open(root, [agent = ""]) {
       link(`#/run/${encodeURIComponent(each.run_id)}`, each.run_id),
       each.agent,
       badge(each.status),
-      each.reason ?? "",
+      each.reason?.message ?? "",
       time(each.created_at),
       time(each.finished_at),
     ]);
