@@ -470,7 +470,7 @@ def _field(problem: Mapping[str, Any]) -> str:
 def _problem(place: str, problem: Mapping[str, Any]) -> str:
     if problem["type"] == "missing":
         return f"{place} {_field(problem)!r} is missing: add it"
-    message = problem["msg"]
+    message = problem["msg"].removeprefix("Value error, ")
     return f"{place} {_field(problem)!r}: {message[:1].lower()}{message[1:]}"
 
 

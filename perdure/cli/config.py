@@ -97,7 +97,7 @@ def set_(
     for pair in pairs:
         key, equals, value = pair.partition("=")
         if not equals or not key:
-            fail(f"{pair!r} is not key=value")
+            fail(f"{pair!r} is not key=value", code=2)
         values[key] = value
     _change(agent, values, expected=expected_revision, by=by, instance=instance)
 
@@ -199,7 +199,7 @@ def diff(
     [bold]perdure config diff assistant --file config.yaml[/]
     """
     if [old, with_agent, with_file].count(None) != 2:
-        fail("give one thing to compare with: a revision, --agent or --file")
+        fail("give one thing to compare with: a revision, --agent or --file", code=2)
 
     sides = (f"revision {old}", "now" if new is None else f"revision {new}")
     if with_agent is not None or with_file is not None:

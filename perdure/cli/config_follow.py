@@ -58,7 +58,7 @@ def rollout(
     elif pairs:
         values = dict(pair.split("=", 1) for pair in pairs if "=" in pair)
         if len(values) != len(pairs):
-            fail("each change is key=value")
+            fail("each change is key=value", code=2)
         body |= {"configurations": values, "bake_seconds": bake, "max_failures": max_failures}
         body |= {"share": share} if share is not None else {"instances": instances or 1}
 

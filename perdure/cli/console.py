@@ -3,23 +3,33 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import sys
 from collections.abc import Coroutine
-from typing import Any, NoReturn, TypeVar
+from typing import Any, Final, NoReturn, TextIO, TypeVar
 
 import orjson
 import typer
 from rich.console import Console
 from rich.markup import escape
 
-from perdure.errors import ApiError, PerdureError
+from perdure.errors import ApiError, InvalidRequest, PerdureError
 from perdure.observe.logging import setup_logging
 from perdure.settings import Settings
 
 T = TypeVar("T")
 
-out = Console(highlight=False)
+WIDE: Final = 10_000  # columns of a pipe or a file: nothing is cut or folded there
+
+
+def columns_of(stream: TextIO) -> int | None:
+    """The columns of `stream`; none where the terminal, or `COLUMNS`, says so."""
+    return None if stream.isatty() or "COLUMNS" in os.environ else WIDE
+
+
+out = Console(highlight=False, width=columns_of(sys.stdout))
 """Results: what a pipe should get."""
-err = Console(stderr=True, highlight=False)
+err = Console(stderr=True, highlight=False, width=columns_of(sys.stderr))
 """Progress and errors."""
 
 
@@ -32,9 +42,14 @@ def fail(error: BaseException | str, *, code: int = 1, advice: str = "") -> NoRe
 
 
 def run(work: Coroutine[Any, Any, T]) -> T:
-    """Run a command's coroutine; an error of Perdure becomes one clear line and exit code 1, Ctrl-C exit code 130."""
+    """Run a command's coroutine; an error of Perdure becomes one clear line.
+
+    Ends the command with exit code 1 for an error, 2 for an argument that cannot be, 130 after Ctrl-C.
+    """
     try:
         return asyncio.run(work)
+    except InvalidRequest as error:
+        fail(error, code=2)
     except PerdureError as error:
         fail(error)
     except KeyboardInterrupt:

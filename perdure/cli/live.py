@@ -85,7 +85,8 @@ class RunView:
             self._now(f"{what}{attempt}" + (f" until {data['due_at'][11:19]} UTC" if "due_at" in data else ""))
         elif word == "completed":
             self._end_bar(path)
-            self._line(f"[green]✓[/] {what}{attempt} [dim]{took(self._begun.pop(path, None), event['time'])}[/]")
+            lasted = took(self._begun.pop(path, None), event["time"])
+            self._line(f"[green]✓[/] {what}{attempt}" + (f" [dim]{lasted}[/]" if lasted else ""))
         elif word == "retrying":
             self._line(f"[yellow]↻[/] {what}{attempt}: {_message(data)}")
         else:

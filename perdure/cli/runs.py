@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal, get_args
+from typing import Annotated, Literal
 
 import typer
 
@@ -13,12 +13,9 @@ from perdure.cli.approvals import approval_of
 from perdure.cli.clients import Output, parse_json, say_if_absent, working
 from perdure.cli.config_options import By, user
 from perdure.cli.console import err, fail, out, print_json
-from perdure.cli.runs_control import Out, RunId, Wait, go_on
+from perdure.cli.runs_control import STATUSES, Out, RunId, Wait, check_status, go_on
 from perdure.client import Client
-from perdure.messages import RunStatus
 from perdure.testing import Recorder
-
-STATUSES = ", ".join(get_args(RunStatus))
 
 app = typer.Typer(
     help="""Look at runs and steer them.
@@ -46,7 +43,11 @@ def register(main: typer.Typer) -> None:
 def list_(
     *,
     agent: Annotated[str | None, typer.Option("--agent", "-a", help="Runs of this agent.")] = None,
-    status: Annotated[str | None, typer.Option("--status", "-s", help=f"One of {STATUSES}.")] = None,
+    status: Annotated[
+        list[str] | None, typer.Option("--status", "-s", help=f"One of {STATUSES}; may be repeated.")
+    ] = None,
+    workflow: Annotated[str | None, typer.Option("--workflow", help="Runs of this workflow.")] = None,
+    version: Annotated[str | None, typer.Option("--version", help="Runs of this version of their workflow.")] = None,
     session: Annotated[str | None, typer.Option("--session", help="Runs of this conversation.")] = None,
     queue: Annotated[str | None, typer.Option("--queue", "-q", help="Runs of this queue.")] = None,
     limit: Annotated[int, typer.Option("--limit", "-n", min=1, max=500, help="How many.")] = 20,
@@ -54,12 +55,18 @@ def list_(
     output: Out = Output.TABLE,
 ) -> None:
     """List runs, the newest first."""
-    if status is not None and status not in get_args(RunStatus):
-        fail(f"there is no status {status!r}: use one of {STATUSES}", code=2)
+    check_status(status)
 
     async def work(client: Client) -> None:
         page = await client.list(
-            agent=agent, status=status, session_id=session, queue=queue, limit=limit, cursor=cursor
+            agent=agent,
+            status=status or None,
+            workflow=workflow,
+            version=version,
+            session_id=session,
+            queue=queue,
+            limit=limit,
+            cursor=cursor,
         )
         if output is Output.JSON:
             print_json({"runs": page.runs, "next_cursor": page.next_cursor})
@@ -137,7 +144,11 @@ def export(
     """Write the histories of runs as files, one a run, for tests that replay them against new code."""
 
     async def work(client: Client) -> None:
-        for file in await Recorder(folder).record(client, *run_ids):
+        try:
+            files = await Recorder(folder).record(client, *run_ids)
+        except OSError as error:
+            fail(f"--output {folder} cannot be written to: {error.strerror}; name a folder that can be", code=2)
+        for file in files:
             out.print(str(file), markup=False, soft_wrap=True)
 
     working(work)

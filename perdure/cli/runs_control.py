@@ -33,6 +33,7 @@ _Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")]
 _Reason = Annotated[str | None, typer.Option("--reason", "-r", help="Why; the run's error says it.")]
 _Dry = Annotated[bool, typer.Option("--dry-run", help="Only say how many runs there are.")]
 
+STATUSES: Final = ", ".join(get_args(RunStatus))
 _UNITS: Final = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
 _DONE: Final = {
     "cancel": "asked to end",
@@ -68,10 +69,12 @@ def _command(*own: str) -> Callable[[_One], Callable[..., None]]:
             agent: _Agent = None, status: _Status = None, workflow: _Workflow = None, version: _Version = None,
             older_than: _Older = None, dry_run: _Dry = False, yes: _Yes = False, output: Out = Output.TABLE,
         ) -> None:  # fmt: skip
+            wanted = _wanted(agent, status, workflow, version, older_than)
             if run_id is None:
-                wanted = _wanted(agent, status, workflow, version, older_than)
                 _many(action, wanted, everything=everything, yes=yes, dry_run=dry_run, reason=reason)
                 return
+            if wanted or everything or dry_run:
+                fail("give RUN_ID, or options that say which runs, not both", code=2)
             given = _Given(reason, wait, output)
             working(lambda client: one(client, run_id, given))
 
@@ -189,13 +192,17 @@ def register(app: typer.Typer) -> None:
         app.command()(command)
 
 
+def check_status(status: list[str] | None) -> None:
+    """End the command when one of `status` is no state of a run."""
+    for each in status or ():
+        if each not in get_args(RunStatus):
+            fail(f"there is no status {each!r}: use one of {STATUSES}", code=2)
+
+
 def _wanted(
     agent: str | None, status: list[str] | None, workflow: str | None, version: str | None, older_than: str | None
 ) -> dict[str, Any]:
-    known = get_args(RunStatus)
-    for each in status or ():
-        if each not in known:
-            fail(f"there is no status {each!r}: use one of {', '.join(known)}", code=2)
+    check_status(status)
     said = {"agent": agent, "status": status or None, "workflow": workflow, "version": version}
     if older_than is not None:
         said["created_before"] = (datetime.now(UTC) - _age(older_than)).isoformat()
@@ -222,6 +229,8 @@ def _many(
     """Count, ask, and do it page by page."""
     if not wanted and not everything:
         fail(f"say which run to {action}: RUN_ID, or --all, --agent, --status, …", code=2)
+    if action in ("resume", "restart") and "status" not in wanted:
+        fail(f"say in which states runs are to {action}, like --status failed", code=2)
 
     async def work(client: Client) -> None:
         count = await client.count(action, all=everything, **wanted)

@@ -11,7 +11,7 @@ from rich.table import Table
 from rich.tree import Tree
 
 from perdure.cli.clients import print_value
-from perdure.cli.console import out
+from perdure.cli.console import WIDE, out
 from perdure.cli.live import short, took
 from perdure.client import Client
 
@@ -40,15 +40,19 @@ def status_text(status: str) -> str:
 
 def listed(runs: Sequence[Mapping[str, Any]]) -> Table:
     """A table of `run.list`."""
-    table = Table(box=None, pad_edge=False, expand=True)
+    table = Table(box=None, pad_edge=False, expand=out.width < WIDE)
     table.add_column("run", no_wrap=True, min_width=max(len(run["run_id"]) for run in runs))
-    for column in ("agent", "status", "created", "took"):
+    table.add_column("agent", no_wrap=True)
+    table.add_column("status", no_wrap=True, min_width=max(len(run["status"]) for run in runs))
+    for column in ("created", "took"):
         table.add_column(column, no_wrap=True)
-    queued = any(run.get("queue") for run in runs)
+    queued, talking, wrong = (any(run.get(key) for run in runs) for key in ("queue", "session_id", "error"))
     if queued:
         table.add_column("queue", no_wrap=True)
-    table.add_column("session", overflow="fold")
-    table.add_column("error", overflow="ellipsis", no_wrap=True, ratio=1)
+    if talking:
+        table.add_column("session", overflow="fold")
+    if wrong:
+        table.add_column("error", overflow="ellipsis", no_wrap=True, ratio=1)
     for run in runs:
         name = run["agent"] if run["workflow"] == "run" else f"{run['agent']}:{run['workflow']}"
         table.add_row(
@@ -58,8 +62,8 @@ def listed(runs: Sequence[Mapping[str, Any]]) -> Table:
             ago(run["created_at"]),
             took(run["started_at"], run["finished_at"]),
             *([_place(run)] if queued else []),
-            run["session_id"] or "",
-            escape(_error(run)),
+            *([run["session_id"] or ""] if talking else []),
+            *([escape(_error(run))] if wrong else []),
         )
     return table
 
@@ -87,7 +91,7 @@ def _facts(run: Mapping[str, Any]) -> Table:
         [
             *(f"signal {name}" for name in run["waiting_for"]),
             *(f"run {child}" for child in run["waiting_children"]),
-            *([f"until {run['wake_at'][:19]} UTC"] if run["wake_at"] and run["status"] == "waiting" else []),
+            *([f"until {moment(run['wake_at'])}"] if run["wake_at"] and run["status"] == "waiting" else []),
         ]
     )
     facts = {
@@ -105,7 +109,7 @@ def _facts(run: Mapping[str, Any]) -> Table:
         "process": run["process_id"] if run["status"] == "running" else "",
         "claims without a step": run["attempts"] if run["attempts"] > 1 else "",
         "configuration": None if run["config_revision"] is None else f"revision {run['config_revision']}",
-        "created": f"{run['created_at'][:19].replace('T', ' ')} UTC ({ago(run['created_at'])})",
+        "created": f"{moment(run['created_at'])} ({ago(run['created_at'])})",
         "took": took(run["started_at"], run["finished_at"]),
     }
     table = Table(box=None, pad_edge=False, show_header=False)
@@ -120,7 +124,7 @@ def _facts(run: Mapping[str, Any]) -> Table:
 
 
 def _steps(steps: Sequence[Mapping[str, Any]]) -> Table:
-    table = Table(box=None, pad_edge=False, expand=True)
+    table = Table(box=None, pad_edge=False, expand=out.width < WIDE)
     for column in ("seq", "path", "step"):
         table.add_column(column, no_wrap=True)
     for column in ("status", "attempt", "began", "took"):
@@ -196,10 +200,20 @@ def _place(run: Mapping[str, Any]) -> str:
     return f"{run['queue']} ({more})" if more else str(run["queue"])
 
 
-def ago(moment: str | None) -> str:
-    """How long ago, for people."""
-    text = took(moment, datetime.now(UTC).isoformat())
-    return f"{text} ago" if text else ""
+def moment(iso: str) -> str:
+    """A moment, to the second."""
+    return f"{iso[:19].replace('T', ' ')} UTC"
+
+
+def ago(iso: str | None) -> str:
+    """How long ago that was, in its largest unit."""
+    if iso is None:
+        return ""
+    seconds = max(0, round((datetime.now(UTC) - datetime.fromisoformat(iso)).total_seconds()))
+    for unit, length in (("days", 86_400), ("h", 3600), ("min", 60)):
+        if seconds >= 2 * length:
+            return f"{seconds // length} {unit} ago"
+    return f"{seconds} s ago"
 
 
 def _error(row: Mapping[str, Any]) -> str:

@@ -70,7 +70,8 @@ def list_(
             print_json({"schedules": page.schedules, "next_cursor": page.next_cursor})
             return
         if not page.schedules:
-            err.print("no schedules: `perdure schedules set NAME AGENT CRON` makes one")
+            none = "no schedules: `perdure schedules set NAME AGENT CRON` makes one"
+            err.print(none if cursor is None else "no more schedules", soft_wrap=True)
             return
         out.print(_table(page.schedules))
         if page.next_cursor is not None:

@@ -94,19 +94,19 @@ async def test_export_and_import_round_trip_and_keep_comments(running, perdure, 
 
 
 async def test_errors_are_one_line_with_the_fix(running, perdure, tmp_path) -> None:
-    for arguments, says in (
-        (("get", "bad.name"), "agent name"),
-        (("get", "assistant", "nokey"), "assistant has no nokey"),
-        (("set", "assistant", "novalue"), "is not key=value"),
-        (("set", "assistant", "llm_api_key=sk-plain"), "secret://env/NAME"),
-        (("set", "assistant", "k=1", "--expected-revision", "0"), ""),
-        (("set", "assistant", "k=2", "--expected-revision", "0"), "conflict"),
-        (("rollback", "assistant", "99"), "no revision 99"),
-        (("import", str(tmp_path / "none.yaml")), "cannot be read"),
-        (("diff", "assistant"), "one thing to compare"),
+    for arguments, status, says in (
+        (("get", "bad.name"), 2, "agent name"),
+        (("get", "assistant", "nokey"), 1, "assistant has no nokey"),
+        (("set", "assistant", "novalue"), 2, "is not key=value"),
+        (("set", "assistant", "llm_api_key=sk-plain"), 2, "secret://env/NAME"),
+        (("set", "assistant", "k=1", "--expected-revision", "0"), 0, ""),
+        (("set", "assistant", "k=2", "--expected-revision", "0"), 1, "conflict"),
+        (("rollback", "assistant", "99"), 1, "no revision 99"),
+        (("import", str(tmp_path / "none.yaml")), 1, "cannot be read"),
+        (("diff", "assistant"), 2, "one thing to compare"),
     ):
         code, _, err = await perdure("config", *arguments)
-        assert (code, says in err) == (1 if says else 0, True), (arguments, err)
+        assert (code, says in err) == (status, True), (arguments, err)
         assert "Traceback" not in err
     bad = tmp_path / "bad.yaml"
     for text, says in (("a: [", "is not YAML"), ("a: 1", "has no `agents:`"), ("agents: {x: {k: }}", "x.k")):
@@ -131,7 +131,7 @@ async def test_watch_shows_changes_and_what_became_of_them(running, perdure, set
         reading = asyncio.create_task(read())
         await eventually(lambda: any("watching" in line for line in shown), timeout=20)
         code, _, err = await perdure("config", "set", "assistant", "max_iterations=many", "agent_role=x")
-        assert (code, "max_iterations must be a whole number" in err) == (1, True)
+        assert (code, "max_iterations must be a whole number" in err) == (2, True)
         code, _, err = await perdure("config", "set", "assistant", "max_iteration=5")
         assert (code, "did you mean max_iterations?" in err) == (0, True)
         await pool.execute(PUT, "assistant", "max_iterations", "many")

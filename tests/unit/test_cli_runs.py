@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import io
 import os
+from datetime import UTC, datetime, timedelta
 from types import SimpleNamespace
 from typing import Any
 
@@ -9,7 +10,7 @@ import pytest
 from rich.console import Console
 from typer.testing import CliRunner
 
-from perdure.cli import chat, live
+from perdure.cli import chat, console, live, runs_view
 from perdure.cli.approvals import approval_of
 from perdure.cli.clients import advice, parse_json
 from perdure.cli.lines import Lines
@@ -64,6 +65,14 @@ def test_times_are_for_people(begun, ended, text):
     assert live.took(begun, ended) == text
 
 
+@pytest.mark.parametrize(
+    ("age", "text"),
+    [(0, "0 s ago"), (119, "119 s ago"), (150, "2 min ago"), (9000, "2 h ago"), (200_000, "2 days ago")],
+)
+def test_how_long_ago_is_told_in_one_unit(age, text):
+    assert runs_view.ago((datetime.now(UTC) - timedelta(seconds=age)).isoformat()) == text
+
+
 def event(type_: str, second: int = 0, /, seq: int = 1, **data: Any) -> Any:
     time = f"2026-01-01T00:00:0{second}+00:00"
     return {"seq": seq, "type": type_, "run_id": "r1", "agent": "a", "time": time, "data": data}
@@ -101,7 +110,7 @@ def test_without_a_terminal_a_run_is_plain_lines():
         "reading 100%",
         "✓ read 2.0 s",
         "↻ [price]: [red]busy",
-        "✓ [price] (attempt 2) ",
+        "✓ [price] (attempt 2)",
         "✗ send: no",
         "tool lookup started",
         "tool lookup failed",
@@ -133,6 +142,26 @@ def turn(*events: Any, output: Any, terminal: bool) -> str:
         view.show(each)
     view.end(output)
     return file.getvalue()
+
+
+def test_a_pipe_gets_tables_whole_whatever_the_width_of_a_terminal(monkeypatch):
+    run = {
+        "run_id": "r" * 32,
+        "agent": "a" * 60,
+        "workflow": "run",
+        "status": "needs_review",
+        "created_at": None,
+        "started_at": None,
+        "finished_at": None,
+        "session_id": None,
+        "error": {"type": "Error", "message": "said " * 40},
+    }
+    monkeypatch.delenv("COLUMNS", raising=False)
+    file = io.StringIO()
+    Console(file=file, width=console.columns_of(file)).print(runs_view.listed([run]))
+    assert file.getvalue().splitlines()[1].split() == ["r" * 32, "a" * 60, "needs_review", "Error:", *["said"] * 40]
+    monkeypatch.setenv("COLUMNS", "80")
+    assert console.columns_of(file) is None
 
 
 def test_an_answer_is_shown_as_it_comes_and_not_twice():
@@ -200,6 +229,8 @@ async def test_the_one_call_that_waits_needs_no_name():
         (("run", "clerk"), "Missing argument"),
         (("runs", "list", "--status", "asleep"), "there is no status 'asleep': use one of pending, running"),
         (("runs", "list", "--limit", "0"), "--limit"),
+        (("runs", "cancel", "r", "--all"), "give RUN_ID, or options that say which runs, not both"),
+        (("runs", "restart", "--agent", "clerk"), "like --status failed"),
         (("runs", "approve", "r", "c", "--deny", "--edit", "{}"), "not both"),
         (("runs", "approve", "r", "c", "--edit", "[1]"), "--edit takes a JSON object"),
         (("chat", "clerk", "--session", "a b"), "--session 'a b' is not usable"),
