@@ -12,6 +12,7 @@ import orjson
 import typer
 from rich.console import Console
 from rich.markup import escape
+from rich.text import Text
 
 from perdure.errors import ApiError, InvalidRequest, PerdureError
 from perdure.observe.logging import setup_logging
@@ -22,14 +23,35 @@ T = TypeVar("T")
 WIDE: Final = 10_000  # columns of a pipe or a file: nothing is cut or folded there
 
 
+# C0 and DEL as their pictures; C1, which has none, as what cannot be shown. Rich itself leaves carriage returns out.
+_SHOWN: Final = {
+    **{code: 0x2400 + code for code in range(0x20) if chr(code) not in "\t\n\r"},
+    0x7F: 0x2421,
+    **dict.fromkeys(range(0x80, 0xA0), 0xFFFD),
+}
+
+
 def columns_of(stream: TextIO) -> int | None:
     """The columns of `stream`; none where the terminal, or `COLUMNS`, says so."""
     return None if stream.isatty() or "COLUMNS" in os.environ else WIDE
 
 
-out = Console(highlight=False, width=columns_of(sys.stdout))
+def visible(text: str) -> str:
+    """`text` with its control characters shown instead of sent; line breaks and tabs stay."""
+    return text.translate(_SHOWN)
+
+
+class Terminal(Console):
+    """What agents, users and models say cannot steer the terminal that shows it: no colours, titles or clipboard."""
+
+    def render_str(self, text: str, **options: Any) -> Text:
+        """As Rich does it, with no control character of the text's own. A pipe gets it as it is."""
+        return super().render_str(visible(text) if self.is_terminal else text, **options)
+
+
+out = Terminal(highlight=False, width=columns_of(sys.stdout))
 """Results: what a pipe should get."""
-err = Console(stderr=True, highlight=False, width=columns_of(sys.stderr))
+err = Terminal(stderr=True, highlight=False, width=columns_of(sys.stderr))
 """Progress and errors."""
 
 

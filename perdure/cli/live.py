@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
 
-from perdure.cli.console import err
+from perdure.cli.console import err, visible
 from perdure.client import RunEvent, RunHandle
 
 LONGEST: Final = 160  # characters of a value in a line
@@ -95,10 +95,10 @@ class RunView:
 
     def _now(self, text: str) -> None:
         if self._progress is not None and self._main is not None:
-            self._progress.update(self._main, description=f"[bold]{escape(self._title)}[/] {text}")
+            self._progress.update(self._main, description=f"[bold]{escape(self._title)}[/] {visible(text)}")
 
     def _bar(self, data: Mapping[str, Any]) -> None:
-        step, text = str(data.get("step", "")), escape(str(data.get("text") or "progress"))
+        step, text = str(data.get("step", "")), visible(escape(str(data.get("text") or "progress")))
         fraction = data.get("fraction")
         percent = 100.0 * min(1.0, max(0.0, fraction)) if isinstance(fraction, int | float) else 0.0
         if self._progress is None:

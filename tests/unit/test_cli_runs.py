@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 from rich.console import Console
+from rich.table import Table
 from typer.testing import CliRunner
 
 from perdure.cli import chat, console, live, runs_view
@@ -162,6 +163,29 @@ def test_a_pipe_gets_tables_whole_whatever_the_width_of_a_terminal(monkeypatch):
     assert file.getvalue().splitlines()[1].split() == ["r" * 32, "a" * 60, "needs_review", "Error:", *["said"] * 40]
     monkeypatch.setenv("COLUMNS", "80")
     assert console.columns_of(file) is None
+
+
+def test_what_a_run_says_cannot_steer_the_terminal():
+    said = "\x1b]0;title\x07\x1b[2Jno\x9b31m\r\n\tend"
+    file = io.StringIO()
+    terminal = console.Terminal(file=file, force_terminal=True, width=80, color_system=None)
+    terminal.print(said, markup=False, soft_wrap=True)
+    table = Table(box=None)
+    table.add_column()
+    table.add_row(said)
+    terminal.print(table)
+    with live.RunView("a", "r1", terminal) as view:
+        view.show(event("tool.progress", step="1", fraction=0.5, text="\x1b]0;title\x07", index=1))
+        view.show(event("step.started", name="\x1b]0;title\x07", path="1", attempt=1, index=2))
+        view.show(event("step.failed", name="x", path="1", kind="step", attempt=1, error={"message": said}))
+    shown = file.getvalue()
+    assert "\x1b]" not in shown
+    assert "\x1b[2Jno" not in shown
+    assert "\x9b" not in shown
+    assert "␛]0;title␇␛[2Jno" in shown
+    pipe = io.StringIO()
+    console.Terminal(file=pipe, force_terminal=False, width=80).print("\x1b[1mas it is", markup=False)
+    assert pipe.getvalue() == "\x1b[1mas it is\n"
 
 
 def test_an_answer_is_shown_as_it_comes_and_not_twice():
