@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
+from typing import cast
 
 import pytest
 
+from perdure.engine import journal as journals
 from perdure.engine import runs
 from perdure.engine.commits import commit_moves, commit_rows
 from perdure.engine.entries import Entry
+from perdure.engine.journal import Journal
 from perdure.engine.rows import JournalRow, Move
+from perdure.store.postgres import Kept
 from perdure.store.queries import load_queries
 
 SQL = load_queries("engine.sql")
@@ -153,6 +159,97 @@ async def test_a_repeat_takes_neither_another_holders_end_nor_a_run_that_runs_fo
     assert await commit_moves(pool, [Entry(new, move=end)], again=False)
     assert await commit_moves(pool, [Entry(old, move=end)], again=True) == {}
     assert len(await pool.fetch(SQL["moved_before"], *before)) == 1
+
+
+async def test_what_goes_with_a_row_or_a_move_goes_only_with_one_that_is_written(claim, pool):
+    """The child that a row starts, the signal that it takes, and those that a new life is given back."""
+    old = await claim("r")
+    await runs.send_signal(pool, "r", "s", 1, None)
+    seq = await pool.fetchval("SELECT seq FROM signals")
+    await pool.execute("UPDATE runs SET status = 'pending', epoch = epoch + 1")
+    new = await claim("r")
+    child = runs.new_start("child", "a", 1, parent=("r", "1"))
+
+    def taking(holder: Holder) -> Entry:
+        return Entry(holder, row=replace(row(1, "s"), kind="signal", signal_seq=seq), start=child)
+
+    async def left() -> tuple[bool, bool]:
+        there = await pool.fetchval("SELECT EXISTS (SELECT FROM runs WHERE run_id = 'child')")
+        return await pool.fetchval("SELECT consumed FROM signals"), there
+
+    assert await commit_rows(pool, [taking(old)]) == set()
+    assert await left() == (False, False)
+    assert await commit_rows(pool, [taking(new)]) == {("r", new.epoch)}
+    assert await left() == (True, True)
+    again = Move("pending", task="2", base_seq=1, given_back=(seq,))
+    assert await commit_moves(pool, [Entry(old, move=again)], again=False) == {}
+    assert (await left())[0] is True, "its row is the new holder's"
+    assert await commit_moves(pool, [Entry(new, move=again)], again=False)
+    assert (await left())[0] is False
+
+
+class Told(Holder):
+    """A holder that notes what it is told."""
+
+    def __init__(self, run_id: str, epoch: int, *, breaks: bool = False) -> None:
+        super().__init__(run_id, epoch)
+        self.breaks = breaks
+        self.told: list[str] = []
+
+    def _note(self, what: str) -> None:
+        self.told.append(what)
+        if self.breaks and what != "failed":
+            raise ValueError("it fails at what it hears")
+
+    def recorded(self, _row: JournalRow) -> None:
+        self._note("recorded")
+
+    def moved(self, _move: Move) -> None:
+        self._note("moved")
+
+    def fenced(self) -> None:
+        self._note("fenced")
+
+    def failed(self, _error: BaseException) -> None:
+        self._note("failed")
+
+
+async def test_each_hears_what_became_of_its_own_and_only_what_is_written_has_consequences(claim, pool):
+    lives = [await claim("r")]
+    await pool.execute("UPDATE runs SET status = 'pending', epoch = epoch + 1")
+    lives.append(await claim("r"))
+    old, new = (Told("r", each.epoch) for each in lives)
+    broken = Told("other", (await claim("other")).epoch, breaks=True)
+    followed: list[Entry] = []
+
+    def follows(entries: Sequence[Entry]) -> None:
+        followed.extend(entries)
+        raise ValueError("what follows fails, too")
+
+    journal = Journal(Kept(pool), follows)
+    rows = [Entry(each, row=row(1, "s")) for each in (broken, old, new)]
+    moves = [Entry(each, move=Move("completed", output="1", end_seq=2)) for each in (broken, old, new)]
+    for batch in (rows, moves):
+        await journal._write(batch)
+    assert (old.told, new.told) == (["fenced", "fenced"], ["recorded", "moved"])
+    assert broken.told == ["recorded", "failed", "moved", "failed"]
+    assert followed == [rows[0], rows[2], moves[0], moves[2]]
+    await journal.pool.release()
+
+
+async def test_rows_that_cannot_be_written_for_no_known_reason_stop_their_runs(monkeypatch):
+    monkeypatch.setattr(journals, "STRANGE_TRIES", 1)
+    tries = []
+
+    class Strange:
+        def acquire(self) -> None:
+            tries.append(1)
+            raise RuntimeError("a fault of ours")
+
+    one, other = Told("one", 1), Told("other", 1)
+    journal = Journal(cast("Kept", Strange()), lambda _entries: None)
+    await journal._write([Entry(one, row=row(1, "s")), Entry(other, move=Move("completed", end_seq=1))])
+    assert (one.told, other.told, len(tries)) == (["failed"], ["fenced"], 4)
 
 
 async def test_a_lost_answer_is_looked_for_among_the_rows_of_its_own_epoch(claim, pool):

@@ -10,11 +10,14 @@ import pytest
 
 from perdure import Client
 from perdure.agent.base import BaseAgent
-from perdure.engine import Context, workflow
+from perdure.engine import Context, runs, workflow
 from perdure.errors import InvalidRequest, NotFound, PermanentError
+from perdure.store.queries import load_queries
 from tests.engine_support import signal, until
 from tests.platform import in_process
 from tests.support import eventually
+
+CONTROL = load_queries("control.sql")
 
 
 class Steered(BaseAgent):
@@ -163,6 +166,19 @@ async def test_a_run_is_forked_from_any_step_also_inside_branches(steered):
         assert (copy["status"], copy["output"]) == ("completed", run["output"]), copy["error"]
         assert process.agent.ran == {each["name"]: 1 for each in steps[place:]}, "what stands before is not repeated"
         assert copy["origin_run_id"] == source
+
+
+async def test_a_step_is_found_by_its_name_its_seq_or_its_path_and_is_no_row_of_the_engines_own(pool):
+    await runs.accept(pool, [runs.new_start("r", "steered", 1)])
+    rows = [("1", "retry", "a"), ("1", "step", "a"), ("c", "config", "b"), ("2", "step", "b"), ("3", "step", "2")]
+    for seq, (path, kind, name) in enumerate(rows, start=1):
+        await pool.execute(
+            "INSERT INTO journal (run_id, seq, path, kind, name, hash, outcome, attempt, epoch, started_at, "
+            "finished_at) VALUES ('r', $1, $2, $3, $4, '', 'ok', 1, 1, now(), now())",
+            seq, path, kind, name,
+        )  # fmt: skip
+    found = {what: await pool.fetchval(CONTROL["step_seq"], "r", what) for what in ("a", "b", "2", "4", "3", "9")}
+    assert found == {"a": 2, "b": 4, "2": 5, "4": 4, "3": 5, "9": None}
 
 
 async def test_one_action_reaches_every_run_of_a_filter_page_by_page_and_no_other(steered, client):

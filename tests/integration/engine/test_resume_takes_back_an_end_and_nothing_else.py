@@ -87,6 +87,9 @@ async def test_the_step_it_failed_of_is_taken_back_and_no_other_row(stop, pool):
     await stop("failed", ("1", "step", "error"), ("2", "step", "ok"))
     await resumed(pool)
     assert await paths(pool) == ["1", "2"], "it went on after that failure"
+    await stop("failed", ("1", "retry", "error"), ("1", "step", "ok"))
+    await resumed(pool)
+    assert await paths(pool) == ["1", "1"], "it went well in the end"
     for last in (("2", "step", "ok"), ("2", "event", "error"), ("2", "signal", "timeout")):
         await stop("failed", ("1", "step", "ok"), last)
         await resumed(pool)

@@ -183,6 +183,14 @@ async def test_a_receiver_that_fails_is_told_again_under_the_same_id_until_it_ac
     assert len(receiver.got) == 3
 
 
+async def test_a_receiver_that_never_takes_it_is_given_up_after_so_many_tries(open_settings, nc, receiver):
+    receiver.answers = [500] * 9
+    async with in_process(open_settings.model_copy(update={"callback_max_attempts": 1}), nc, Ending) as platform:
+        run_id = await platform.start_run("ending", {}, callback={"url": receiver.url})
+        callback = await delivered(platform, run_id)
+    assert (callback["state"], callback["attempts"], len(receiver.got)) == ("given_up", 1, 1)
+
+
 async def test_a_receiver_that_is_gone_is_given_up(ending, receiver):
     receiver.answers = [410]
     run_id = await ending.start_run("ending", {}, callback=receiver.url)
