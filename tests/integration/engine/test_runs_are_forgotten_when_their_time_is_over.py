@@ -10,7 +10,7 @@ import orjson
 import pytest
 
 from perdure.agent.base import BaseAgent
-from perdure.engine import Context, points, workflow
+from perdure.engine import Context, points, runs, workflow
 from perdure.errors import NotFound
 from perdure.store.queries import load_queries
 from services.scheduler.retention import Retention
@@ -19,7 +19,7 @@ from tests.platform import in_process
 from tests.support import eventually
 
 SQL = load_queries("retention.sql")
-TABLES = ("runs", "journal", "signals", "callbacks", "approvals", "tool_starts", "payload_uses")
+TABLES = ("runs", "journal", "signals", "callbacks", "approvals", "tool_starts", "payload_uses", "push_configs")
 
 
 class Keeper(BaseAgent):
@@ -207,6 +207,29 @@ async def test_an_id_that_is_used_again_has_nothing_of_the_forgotten_run(setting
         assert [step["name"] for step in (await platform.run("again"))["steps"]] == ["before"]
         await signal(platform, "again", "go", "now")
         assert (await until(platform, "again", "completed"))["output"] == [2, "now", 2]
+
+
+async def test_a_forgotten_run_leaves_no_row_in_any_table_and_takes_none_of_another_along(pool):
+    await runs.accept(pool, [runs.new_start(run_id, "keeper", 1) for run_id in ("gone", "stays")])
+    await pool.execute(
+        "INSERT INTO journal (run_id, seq, path, kind, name, hash, outcome, epoch, started_at, finished_at) "
+        "SELECT run_id, 1, '1', 'step', 's', 'h', 'ok', 1, now(), now() FROM runs"
+    )
+    for more in (
+        "signals (run_id, name, payload) SELECT run_id, 's', '1'",
+        "callbacks (callback_id, run_id, end_seq, status, target) SELECT run_id, run_id, 1, 'failed', '{}'",
+        "tool_starts (run_id, call_id) SELECT run_id, 'c'",
+        "approvals SELECT run_id, 'c', 'a', 's', 't', '{}', 'h'",
+        "payload_uses (run_id, hash) SELECT run_id, 'h'",
+        "push_configs (run_id, config_id, url, secrets, form) SELECT run_id, 'c', 'u', '', '1.0'",
+    ):
+        await pool.execute(f"INSERT INTO {more} FROM runs")
+    await pool.execute("UPDATE callbacks SET state = 'delivered'")
+    await pool.execute("UPDATE runs SET status = 'failed', finished_at = now()")
+    await pool.execute("UPDATE runs SET finished_at = now() - interval '200 days' WHERE run_id = 'gone'")
+    assert len(await pool.fetch(SQL["forget"], ["gone", "stays"], True)) == 1
+    assert await left(pool, "gone") == {}
+    assert await left(pool, "stays") == dict.fromkeys(TABLES, 1)
 
 
 async def test_a_shelf_that_a_run_stands_on_is_never_dropped(settings, nc, pool):

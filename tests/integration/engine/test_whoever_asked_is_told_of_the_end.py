@@ -15,7 +15,8 @@ from perdure.agent.base import BaseAgent
 from perdure.engine import Context, runs, workflow
 from perdure.errors import InvalidRequest, PermanentError
 from perdure.store.queries import load_queries
-from perdure.webhooks import verify
+from perdure.webhooks import NotDelivered, verify
+from services.scheduler.callbacks import Callbacks, _body
 from tests.engine_support import until
 from tests.platform import in_process
 from tests.support import eventually
@@ -124,6 +125,23 @@ async def test_a_callback_that_is_due_is_given_to_one_scheduler_for_a_while(pool
     for callback in (mine, over):
         await pool.execute(ENDS["callback_failed"], callback, "no", 0.0)
     assert await taken(0.0) == ["mine"], "what was delivered meanwhile stays so"
+
+
+async def test_a_callback_waits_as_long_as_its_receiver_says_and_carries_its_own_end_alone(settings, nc, pool):
+    start = runs.new_start("r", "ending", 1)
+    start.callback = '{"subject":"told"}'
+    await runs.accept(pool, [start])
+    await pool.execute("UPDATE runs SET status = 'failed', end_seq = 4, error = '{}', finished_at = now()")
+    (row,) = await pool.fetch(ENDS["take_callbacks"], 10, 60.0)
+    callbacks = Callbacks(pool, nc, settings)
+    await callbacks._failed(row, NotDelivered("come back later", retry_after=3600.0))
+    assert await pool.fetchval("SELECT next_try > now() + interval '50 minutes' FROM callbacks")
+    ends = await pool.fetch(ENDS["ends"], ["r"])
+    reply = {"status": "failed", "error": {"type": "E"}}
+    assert orjson.loads(_body(row, (ends[0], reply)))["data"]["error"] == {"type": "E"}
+    await pool.execute("UPDATE runs SET status = 'completed', end_seq = 9")  # it was resumed meanwhile
+    ends = await pool.fetch(ENDS["ends"], ["r"])
+    assert "output" not in orjson.loads(_body(row, (ends[0], {"status": "completed", "output": 1})))["data"]
 
 
 async def test_an_end_is_told_for_itself_and_doubted_of_the_process_that_was_away(pool):
