@@ -8,10 +8,12 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from typing import cast
 
+import asyncpg
 import pytest
 
 from perdure.engine import journal as journals
 from perdure.engine import runs
+from perdure.engine.at_once import FENCED
 from perdure.engine.commits import commit_moves, commit_rows
 from perdure.engine.entries import Entry
 from perdure.engine.journal import Journal
@@ -111,7 +113,19 @@ async def stand_on(pool, holder: Holder) -> int:
     return int(said.rsplit(" ", 1)[1])
 
 
-@pytest.mark.parametrize("act", [end, wait, give_back, stand_on])
+async def write_at_once(pool, holder: Holder) -> int:
+    """The row of a step that the statement writes which does its work."""
+    said = (holder.run_id, holder.epoch, 1, "1", "step", "s", "h", 1, 0, 0.0, 0.0, "1")
+    try:
+        await pool.fetchval("SELECT journal_row($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12)", *said)
+    except asyncpg.PostgresError as error:
+        if error.sqlstate != FENCED:
+            raise
+        return 0
+    return 1
+
+
+@pytest.mark.parametrize("act", [end, wait, give_back, stand_on, write_at_once])
 async def test_what_else_a_holder_does_to_its_run_is_refused_once_another_has_it(claim, pool, act):
     old = await claim("r")
     async with pool.acquire() as connection:
