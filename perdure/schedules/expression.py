@@ -31,7 +31,6 @@ _INTERVAL = re.compile(r"@every +(?:(\d+)d)?(?:(\d+)h)?(?:(\d+)m)?(?:(\d+)s)?")
 _LONGEST_INTERVAL = timedelta(days=366)
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _LOOK_AHEAD = 366 * 5
-_MARGIN = timedelta(hours=3)  # more than any change of a clock
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,8 +110,13 @@ class Schedule:
 
     def _in_hour(self, hour: datetime, moment: datetime) -> datetime | None:
         """The first moment after `moment` that lies in a local hour, in UTC."""
-        if (hour + timedelta(hours=1)).replace(tzinfo=self.zone, fold=1).astimezone(UTC) + _MARGIN <= moment:
+        last = self._utc(hour.replace(minute=59))
+        if max(last) <= moment:
             return None
+        first = self._utc(hour)
+        if first[0] == first[1] and last[0] == last[1] == first[0] + timedelta(minutes=59):  # no clock changes in it
+            moments = (first[0] + timedelta(minutes=minute) for minute in sorted(self.minutes))
+            return next((at for at in moments if at > moment), None)
         for fold in (0, 1) if len(self.hours) == 24 else (0,):
             for minute in sorted(self.minutes):
                 wall = hour.replace(minute=minute, tzinfo=self.zone, fold=fold)
@@ -121,6 +125,13 @@ class Schedule:
                 if exists and found > moment:
                     return found
         return None
+
+    def _utc(self, wall: datetime) -> tuple[datetime, datetime]:
+        """A local time in UTC: the first time that it comes, and the second."""
+        return (
+            wall.replace(tzinfo=self.zone, fold=0).astimezone(UTC),
+            wall.replace(tzinfo=self.zone, fold=1).astimezone(UTC),
+        )
 
     def between(self, first: datetime, last: datetime, most: int) -> list[datetime]:
         """The newest `most` moments from `first` to `last`, both included (in UTC), in order."""
@@ -178,6 +189,6 @@ def _number(text: str, at: int, said: str) -> int:
     names = _NAMES.get(at, {})
     if said in names:
         return names[said]
-    if not said.isdigit():
+    if not said.isdecimal():
         raise ValueError(f"schedule {text!r}: {_FIELDS[at][0]} {said!r} is not understood")
     return int(said)

@@ -48,7 +48,7 @@ async def tick(pool: Pool, now: datetime) -> tuple[int, list[Start]]:
                 log.exception("a schedule is paused", action="schedule.broken", schedule=row["name"])
                 await connection.execute(_SQL["broken"], row["name"], str(error))
                 continue
-            moments = chosen(row, schedule, now)
+            moments = await asyncio.to_thread(chosen, row, schedule, now)  # there may be a thousand
             starts += [start_of(row, at) for at in moments]
             last = (moments[-1], starts[-1].run_id) if moments else (None, None)
             await connection.execute(_SQL["ticked"], row["name"], schedule.next_after(now), *last)

@@ -133,7 +133,7 @@ class ScheduleRequests:
         if said.since > said.to:
             raise InvalidRequest("field 'from' is later than 'to'", fields=["from"])
         schedule = await self._schedule(said.name)
-        moments = schedule.between(said.since, said.to, MOST + 1)
+        moments = await asyncio.to_thread(schedule.between, said.since, said.to, MOST + 1)
         if len(moments) > MOST:
             raise InvalidRequest(f"field 'to': more than {MOST} moments; take them in parts", fields=["to"])
         row = await self._pool.fetchrow(_SQL["get"], said.name)

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
 from itertools import islice
+from zoneinfo import ZoneInfo
 
 import pytest
 from hypothesis import given, settings
@@ -87,6 +88,32 @@ def test_the_newest_moments_of_a_span_are_those_that_a_walk_finds(text, zone, st
         moment = schedule.next_after(moment)
     assert schedule.between(start, end, most) == walk[-most:]
     assert walk == sorted(set(walk))
+
+
+@pytest.mark.parametrize(
+    ("timezone", "near"),
+    [("Europe/Rome", at(2026, 3, 29)), ("Europe/Rome", at(2026, 10, 25)), ("Australia/Lord_Howe", at(2026, 4, 4)),
+     ("Australia/Lord_Howe", at(2026, 10, 3)), ("Pacific/Apia", at(2011, 12, 29)),
+     ("Antarctica/Troll", at(2026, 3, 29))],
+)  # fmt: skip
+@pytest.mark.parametrize("text", ["*/20 * * * *", "30 2 * * *", "15 0-3 * * *", "59 23 * * *"])
+def test_each_moment_is_the_one_that_a_walk_over_all_minutes_finds(text, timezone, near):
+    schedule, local = Schedule.parse(text, timezone), ZoneInfo(timezone)
+    walk = []
+    for minute in range(3 * 1440):
+        found = near - timedelta(days=1) + timedelta(minutes=minute)
+        wall = found.astimezone(local)
+        if wall.minute in schedule.minutes and wall.hour in schedule.hours and (not wall.fold or "* * * *" in text[3:]):
+            walk.append(found)
+    assert schedule.between(walk[0], walk[-1], len(walk) + 1) == walk
+
+
+def test_a_schedule_of_every_minute_converts_few_times_to_find_its_next(monkeypatch):
+    converted = []
+    convert = Schedule._utc
+    monkeypatch.setattr(Schedule, "_utc", lambda self, wall: converted.append(wall) or convert(self, wall))
+    assert moments("* * * * *", at(2026, 6, 1, 22, 58), "Europe/Rome", 1) == ["2026-06-01 22:59"]
+    assert len(converted) < 30, "a backfill of a thousand moments held the scheduler for seconds"
 
 
 @pytest.mark.parametrize("said", ["90s", "1m30s", 90, 90.0, timedelta(seconds=90)])
