@@ -54,16 +54,23 @@ class Callbacks:
 
     async def run(self) -> None:
         """Deliver until cancelled."""
+        under_way: set[asyncio.Task[None]] = set()
         try:
             while True:
+                room = AT_ONCE - len(under_way)
                 try:
-                    taken = await self.deliver()
+                    taken = await self._begin(room, under_way)
                 except CONNECTION_ERRORS as error:
                     log.info("callbacks wait", action="callback.waits", error=type(error).__name__)
                     taken = 0
-                if taken < AT_ONCE:
+                if len(under_way) >= AT_ONCE:
+                    await asyncio.wait(under_way, return_when=asyncio.FIRST_COMPLETED)
+                elif taken < room:
                     await asyncio.sleep(LOOK_EVERY)
         finally:
+            for task in under_way:
+                task.cancel()
+            await asyncio.gather(*under_way, return_exceptions=True)
             await self._sender.close()
 
     def readings(self) -> Iterator[Reading]:
@@ -71,17 +78,18 @@ class Callbacks:
         for outcome in ("delivered", "retried", "given_up"):
             yield "perdure_callbacks_total", (outcome,), self.outcomes[outcome]
 
-    async def deliver(self) -> int:
-        """Try those that are due, at most 32 at once; how many there were."""
-        rows = await self._pool.fetch(_SQL["take_callbacks"], AT_ONCE, TAKEN_FOR)
+    async def _begin(self, room: int, under_way: set[asyncio.Task[None]]) -> int:
+        """Try those that are due, at most `room`; how many. Each by itself, so that none waits for a slow receiver."""
+        rows = await self._pool.fetch(_SQL["take_callbacks"], room, TAKEN_FOR)
         if rows:
             ends = await self._pool.fetch(_SQL["ends"], [row["run_id"] for row in rows])
             room = min(LARGEST, self._nats.max_payload - MARGIN)
             replies = await runs.outcomes(self._pool, ends, room)
             found = {end["run_id"]: (end, reply) for end, reply in zip(ends, replies, strict=True)}
-            async with asyncio.TaskGroup() as group:
-                for row in rows:
-                    group.create_task(self._one(row, found.get(row["run_id"])))
+            for row in rows:
+                task = asyncio.create_task(self._one(row, found.get(row["run_id"])))
+                under_way.add(task)
+                task.add_done_callback(under_way.discard)
         return len(rows)
 
     async def _one(self, row: asyncpg.Record, run: End | None) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -44,9 +45,12 @@ class Receiver:
         self.got: list[tuple[dict[str, str], dict[str, Any]]] = []
         self.answers: list[int] = []
         self.url = ""
+        self.held: asyncio.Event | None = None
 
     async def handle(self, request: web.Request) -> web.Response:
         body = await request.read()
+        if self.held is not None:
+            await self.held.wait()
         verify(SECRET, request.headers, body)
         self.got.append(({name.lower(): value for name, value in request.headers.items()}, orjson.loads(body)))
         return web.Response(status=self.answers.pop(0) if self.answers else 204)
@@ -207,6 +211,22 @@ async def test_a_receiver_that_never_takes_it_is_given_up_after_so_many_tries(op
         run_id = await platform.start_run("ending", {}, callback={"url": receiver.url})
         callback = await delivered(platform, run_id)
     assert (callback["state"], callback["attempts"], len(receiver.got)) == ("given_up", 1, 1)
+
+
+async def test_a_receiver_that_is_slow_holds_up_no_other(ending, receiver):
+    async with listening() as slow:
+        slow.held = asyncio.Event()
+        waits = await ending.start_run("ending", {}, callback=slow.url)
+
+        async def asked() -> bool:
+            return [each["attempts"] for each in (await ending.run(waits))["callbacks"]] == [1]
+
+        await eventually(asked)
+        quick = await ending.start_run("ending", {}, callback=receiver.url)
+        assert (await delivered(ending, quick))["state"] == "delivered"
+        assert (await ending.run(waits))["callbacks"][0]["state"] == "due"
+        slow.held.set()
+        assert (await delivered(ending, waits))["state"] == "delivered"
 
 
 async def test_a_receiver_that_is_gone_is_given_up(ending, receiver):
