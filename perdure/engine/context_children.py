@@ -13,8 +13,8 @@ from perdure.engine.codec import encode, identity, short_hash
 from perdure.engine.failure import too_large
 from perdure.engine.keyed import JoinedCall, KeyedStart
 from perdure.engine.runs import new_start
-from perdure.engine.start_options import start_options
-from perdure.engine.waits import ChildCall, RecordCall, seconds_of
+from perdure.engine.start_options import StartOptions, start_options
+from perdure.engine.waits import ChildCall, RecordCall, one_line, seconds_of
 from perdure.errors import WorkflowMisuse
 from perdure.starting import SPANS, StartKeywords
 
@@ -71,7 +71,7 @@ class ChildContext:
                 "which begins when this one has ended. Leave out session_id, or use ctx.start."
             )
         digest = identity(target, (task, workflow, run_id, session_id), _said(options))
-        placed = start_options(now=execution.host.clock.now(), **options)
+        placed = self._placed(workflow, session_id, options)
         if placed is not None and placed.keyed:
             begin = functools.partial(
                 self.start, agent, task, workflow=workflow, run_id=run_id, session_id=session_id, **options
@@ -109,7 +109,7 @@ class ChildContext:
         branch = execution.branch()
         target = subjects.agent_name(agent)
         child = self._child_id(run_id, branch)
-        placed = start_options(now=execution.host.clock.now(), **options)
+        placed = self._placed(workflow, session_id, options)
         start = new_start(child, target, task, workflow=workflow, session_id=session_id, options=placed)
         self._sent(start)
         digest = identity(target, (task, workflow, run_id, session_id), _said(options))
@@ -117,6 +117,12 @@ class ChildContext:
             return KeyedStart(execution, branch, start, digest, _child)
         said = encode({"run_id": child, "agent": target}, what="child")
         return RecordCall(execution, branch, "start", target, digest, result=said, start=start, change=_child)
+
+    def _placed(self, workflow: str, session_id: str | None, options: StartKeywords) -> StartOptions | None:
+        one_line(workflow, what="workflow")
+        if session_id is not None:
+            subjects.run_id(session_id, field="session_id")
+        return start_options(now=self._execution.host.clock.now(), **options)
 
     def _sent(self, start: Start, *, parent_path: str | None = None) -> None:
         execution = self._execution

@@ -82,6 +82,8 @@ class Map(Gather):
         items: Sequence[Any],
         concurrency: int | None,
     ) -> None:
+        if concurrency is not None and not isinstance(concurrency, int):
+            raise TypeError(f"concurrency of ctx.map must be a whole number, not {type(concurrency).__name__}")
         if concurrency is not None and concurrency < 1:
             raise ValueError(f"concurrency of ctx.map is {concurrency}; it is at least 1, or None for no bound")
         super().__init__(execution, branch, ())

@@ -121,6 +121,8 @@ class StepCall(Call[Any]):
         self._spec: StepFunction = step_function(function)
         self._args = args
         self._kwargs = kwargs
+        if retry is not None and not isinstance(retry, Retry):
+            raise TypeError(f"retry of {self.kind} {name!r} must be a Retry, not {type(retry).__name__}")
         self._retry = retry or _DEFAULT_RETRY
         self._timeout = timeout
         self._attempt = 1

@@ -81,6 +81,8 @@ class Misusing(BaseAgent):
             lambda: ctx.wait_signal("a\nb"), lambda: ctx.step("x" * 300, self.echo, 1),
             lambda: ctx.step("\ud800", self.echo, 1), lambda: ctx.step(5, self.echo), lambda: ctx.sleep("x", -1),
             lambda: ctx.sleep("x"), lambda: ctx.step("x", self.echo(1)), lambda: ctx.wait_signal("s", timeout="1"),
+            lambda: ctx.call("a", 1, session_id="x y"), lambda: ctx.start("a", 1, workflow=5),
+            lambda: ctx.map(self.echo, [1], concurrency="2"), lambda: ctx.step("x", self.echo, 1, retry=3),
         ):  # fmt: skip
             try:
                 make()
@@ -124,7 +126,8 @@ async def test_each_misuse_says_what_is_wrong_and_harms_nothing(settings, nc):
         assert await output("inside_a_step") == ["1 WorkflowMisuse"] * 3
         assert await output("twice") == ["WorkflowMisuse", "WorkflowMisuse", "TypeError", "step"]
         value, kind = "ValueError", "TypeError"
-        assert await output("names") == [value, value, value, value, value, kind, value, kind, kind, kind]
+        assert await output("names") == [value, value, value, value, value, kind, value, kind, kind, kind,
+                                         value, kind, kind, kind]  # fmt: skip
         said = await output("events")
         assert ["one of the platform's own" in each for each in said[:2]] == [True, True]
         assert ["a mapping" in each for each in said[2:4]] == [True, True]
