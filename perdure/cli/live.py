@@ -18,7 +18,7 @@ from perdure.client import RunEvent, RunHandle
 
 LONGEST: Final = 160  # characters of a value in a line
 PERCENT_STEP: Final = 10  # without a terminal, progress is a line each ten per cent
-_OWN: Final = frozenset({"config", "patch"})  # kinds of rows that are the engine's, not the author's
+_OWN: Final = frozenset({"config", "fork", "patch"})  # kinds of rows that are the engine's, not the author's
 
 
 class RunView:

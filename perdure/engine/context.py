@@ -255,7 +255,7 @@ class Context(ChildContext, ParallelContext, StepInjected):
     def _seed(self, what: str, size: int) -> bytes:
         branch = self._execution.branch()
         run = self._execution.run
-        text = f"{run.run_id}\x1f{run.base_seq}\x1f{branch.take()}\x1f{what}"
+        text = f"{self._execution.seed}\x1f{run.base_seq}\x1f{branch.take()}\x1f{what}"
         return blake2b(text.encode(), digest_size=size).digest()
 
     def patched(self, name: str) -> bool:

@@ -66,7 +66,8 @@ class Execution:
         self.calls: dict[str, Call[Any]] = {}
         self.pending: dict[str, Call[Any]] = {}
         self.patches = {row.name for row in history if row.kind == "patch"}
-        self.ready: deque[JournalRow] = deque(row for row in history if row.kind != "patch")
+        self.ready: deque[JournalRow] = deque(row for row in history if row.kind not in ("patch", "fork"))
+        self._forks = deque((row.seq, row.name) for row in history if row.kind == "fork")
         self.history_left = len(self.ready)
         self.history_paths = {row.path for row in self.ready}
         self.last_seq = max(history[-1].seq if history else run.base_seq, run.seq_floor)
@@ -318,6 +319,13 @@ class Execution:
             return
         self.busy += 1
         self.host.journal.add(Entry(self, row=row, start=start, snapshot=snapshot, first=not self.named))
+
+    @property
+    def seed(self) -> str:
+        """The id of the run that is told: of a fork it is the other run's up to the row at which it was forked."""
+        while self._forks and not (self.ready and self.ready[0].seq < self._forks[0][0]):
+            self._forks.popleft()
+        return self._forks[0][1] if self._forks else self.run_id
 
     @property
     def told_seq(self) -> int:

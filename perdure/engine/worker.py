@@ -320,7 +320,7 @@ class Worker:
         self.counts.claimed += 1
         if self._traces is not None:
             execution.trace = self._traces.claimed(run, history)
-        if run.base_seq == 0 and run.seq_floor == 0 and not history:
+        if run.base_seq == 0 and run.seq_floor == 0 and all(row.kind == "fork" for row in history):
             self.counts.started += run.epoch == 1
             self.events.started(execution)
         if self._hot_state is not None:

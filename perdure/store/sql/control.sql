@@ -155,8 +155,8 @@ RETURNING run_id, agent_name
 
 -- name: fork
 -- A new run with another's task and the first rows of its journal. A child that had not ended is not copied: the new
--- run starts its own. The step itself has all its attempts again. The epoch is not 0, so that the first claim reads the
--- journal.
+-- run starts its own. The step itself has all its attempts again. A row in its place says whose run it was up to there,
+-- for what is derived from the run's id. The epoch is not 0, so that the first claim reads the journal.
 WITH source AS (
   SELECT * FROM runs WHERE run_id = $1
 ), made AS (
@@ -182,6 +182,9 @@ WITH source AS (
     j.kind = 'retry' AND j.path = (
       SELECT path FROM journal AS step WHERE step.run_id = $1 AND step.shelf = j.shelf AND step.seq = $3))
   RETURNING seq
+), marked AS (
+  INSERT INTO journal (run_id, seq, path, kind, name, hash, outcome, attempt, epoch, started_at, finished_at, shelf)
+  SELECT run_id, $3, '!fork', 'fork', $1, '', 'ok', 1, 0, now(), now(), shelf FROM made
 )
 SELECT made.run_id, made.agent_name, (SELECT count(*) FROM copied) AS rows_copied FROM made
 
@@ -193,7 +196,7 @@ SELECT origin_run_id, origin_kind FROM runs WHERE run_id = $1
 SELECT seq FROM journal
 WHERE run_id = $1 AND shelf = (SELECT shelf FROM runs WHERE run_id = $1)
   AND seq > (SELECT base_seq FROM runs WHERE run_id = $1)
-  AND (path = $2 OR name = $2 OR seq::text = $2) AND kind NOT IN ('retry', 'config', 'patch')
+  AND (path = $2 OR name = $2 OR seq::text = $2) AND kind NOT IN ('retry', 'config', 'patch', 'fork')
 ORDER BY name = $2 DESC, seq::text = $2 DESC, seq LIMIT 1
 
 -- name: matching

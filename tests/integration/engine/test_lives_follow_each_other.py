@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from contextlib import nullcontext
 from types import SimpleNamespace
 from typing import Any
 
@@ -54,6 +55,16 @@ class Living(BaseAgent):
         child = await ctx.call("living", {}, workflow="child")
         b = await ctx.step("b", self.count, "b")
         return [a, child, b]
+
+    @workflow
+    async def chancy(self, ctx: Context, task: dict) -> list[Any]:
+        first = [str(ctx.uuid()), ctx.random()]
+        await ctx.step("first", self.count, first)
+        second = str(ctx.uuid())
+        await ctx.step("second", self.count, second)
+        third = str(ctx.uuid())
+        await ctx.gather(ctx.step("third", self.count, third), ctx.step("fourth", self.count, str(ctx.uuid())))
+        return [first, second, third]
 
     @workflow
     async def tried(self, ctx: Context, task: dict) -> list[int]:
@@ -169,13 +180,42 @@ async def test_a_fork_repeats_nothing_before_its_step_and_everything_after(livin
     run = await until(platform, at_b, "completed", "blocked", "failed")
     assert run["output"] == ["a", "c", "b"], run["error"]
     assert process.agent.ran == {"a": 1, "c": 1, "b": 2}
-    assert [s["seq"] for s in run["steps"]] == [s["seq"] for s in before["steps"]]
+    *copied, last = [(s["seq"], s["kind"], s["name"]) for s in before["steps"]]
+    place = last[0]
+    assert [(s["seq"], s["kind"], s["name"]) for s in run["steps"]] == [
+        *copied,
+        (place, "fork", source),
+        (place + 1, "step", "b"),
+    ]
     # Between the child's start and its end: the fork has a child of its own.
     ended = next(s["seq"] for s in before["steps"] if s["kind"] == "call" and s["status"] == "completed")
     in_between = (await platform.request("run.fork", {"run_id": source, "step": str(ended)}))["run_id"]
     assert (await until(platform, in_between, "completed", "blocked", "failed"))["output"] == ["a", "c", "b"]
     assert process.agent.ran == {"a": 1, "c": 2, "b": 3}
     assert (await platform.run(source))["steps"] == before["steps"]
+
+
+@pytest.mark.parametrize("often", ["straight", "lost after each row"])
+async def test_what_a_fork_draws_is_what_was_drawn_up_to_its_step_and_its_own_from_there(living, often):
+    platform, process = living
+    run_id = await platform.start_run("living", {}, workflow="chancy")
+    drawn = (await until(platform, run_id, "completed"))["output"]
+
+    async def forked(origin: str, step: str) -> tuple[str, list[Any]]:
+        fork = (await platform.request("run.fork", {"run_id": origin, "step": step}))["run_id"]
+        run = await until(platform, fork, "completed", "failed", "blocked")
+        assert run["status"] == "completed", run["error"]
+        return fork, run["output"]
+
+    with losing(process) if often != "straight" else nullcontext():
+        fork, again = await forked(run_id, "second")
+        assert again[0] == drawn[0]
+        assert again[1] != drawn[1], "two runs that go on from one place do not share what they draw"
+        _, other = await forked(fork, "third")
+        assert other[:2] == again[:2], "a fork of a fork knows both"
+        assert other[2] != again[2]
+        _, anew = await forked(run_id, "first")
+        assert not {*anew[1:]} & {*drawn[1:]}
 
 
 async def test_a_fork_of_a_run_that_continued_begins_in_its_newest_life(living):
