@@ -20,6 +20,16 @@ from tests.support import eventually
 ROOT = str(Path(__file__).parents[2])
 
 
+class Keeper(Service):
+    """A service that reads a table as it starts."""
+
+    service_name = "keeper"
+    needs = frozenset({"postgres"})
+
+    async def on_start(self):
+        await self.pool.fetch("SELECT FROM processes")
+
+
 class Worker(Service):
     service_name = "worker"
     needs = frozenset({"nats"})
@@ -57,6 +67,15 @@ class Worker(Service):
 
     async def missing(self, _request):
         raise NotFound("no such thing")
+
+
+async def test_a_database_without_tables_or_with_older_ones_is_refused_with_the_command(settings, pool):
+    bare = settings.model_copy(update={"database_url": settings.database_url.rpartition("/")[0] + "/postgres"})
+    with pytest.raises(SetupError, match="no tables of Perdure yet; run `perdure migrate`"):
+        await Keeper(bare).start()
+    await pool.execute("ALTER TABLE processes RENAME TO another")
+    with pytest.raises(SetupError, match=r"lacks tables of this version.*processes.*run `perdure migrate`"):
+        await Keeper(settings).start()
 
 
 @pytest.fixture
