@@ -106,34 +106,42 @@ class Claims:
                 self._look_for_suspects = True
                 self._audit_at = loop.time() + await self._audit()
             while self._queue or self._queues:
-                batch, self._queue = self._queue, {}
-                queues, self._queues = self._queues, set()
-                try:
-                    async with self._claiming:
-                        if self._stopped:
-                            return
-                        others = await self._claim(list(batch), queues) if batch else set()
-                        for queue in sorted(queues):
-                            await self._claim_queued(queue)
-                        self._look_for_suspects |= bool(queues) or self._missed
-                except CONNECTION_ERRORS as error:
-                    # Not acked: the claim may have committed all the same, so the audit looks first.
-                    log.warning("claim failed", action="claim.failed", runs=len(batch), error=type(error).__name__)
-                    self._queue = {**batch, **self._queue}
-                    self._queues |= queues
-                    self.audit()
-                    await asyncio.sleep(0.2)
+                if not await self._claim_asked():
                     break
-                reach("claim.begun")
-                for run_id, messages in batch.items():
-                    for message in messages:
-                        (self._worker.pass_on if run_id in others else self._worker.ack)(message)
+            if self._stopped:
+                return
             if self._look_for_suspects:
                 try:
                     async with self._claiming:
                         await self._suspects()
                 except CONNECTION_ERRORS as error:
                     log.warning("suspects not claimed", action="claim.failed", error=type(error).__name__)
+
+    async def _claim_asked(self) -> bool:
+        """Claim what wake-ups have asked for, and answer them; false when it could not be done now."""
+        batch, self._queue = self._queue, {}
+        queues, self._queues = self._queues, set()
+        try:
+            async with self._claiming:
+                if self._stopped:
+                    return False
+                others = await self._claim(list(batch), queues) if batch else set()
+                for queue in sorted(queues):
+                    await self._claim_queued(queue)
+                self._look_for_suspects |= bool(queues) or self._missed
+        except CONNECTION_ERRORS as error:
+            # Not acked: the claim may have committed all the same, so the audit looks first.
+            log.warning("claim failed", action="claim.failed", runs=len(batch), error=type(error).__name__)
+            self._queue = {**batch, **self._queue}
+            self._queues |= queues
+            self.audit()
+            await asyncio.sleep(0.2)
+            return False
+        reach("claim.begun")
+        for run_id, messages in batch.items():
+            for message in messages:
+                (self._worker.pass_on if run_id in others else self._worker.ack)(message)
+        return True
 
     def audit(self) -> None:
         """Compare what this process holds with what the database says, now."""

@@ -380,15 +380,11 @@ class Execution:
 
     def _hand_over(self, row: JournalRow) -> None:
         call = self.calls.get(row.path)
-        if call is None or row.name != call.name or row.hash != call.hash or row.kind not in (call.kind, "retry"):
-            if row.kind == "cancel" and call is None:
-                from perdure.engine.calls import CancelCall  # noqa: PLC0415 -- calls are made of the execution
-
-                call = CancelCall(self)
-                self.register(call)
-            else:
-                self.block(mismatch(row, call, list(self.pending.values())))
-                return
+        if call is None and row.kind == "cancel":
+            call = self._cancel_call()
+        elif call is None or row.name != call.name or row.hash != call.hash or row.kind not in (call.kind, "retry"):
+            self.block(mismatch(row, call, list(self.pending.values())))
+            return
         self.time = max(self.time, row.finished_at)
         if call.abandoned:
             call.passed_over(row)
@@ -400,6 +396,14 @@ class Execution:
                 for waiting in list(self.pending.values()):
                     if not waiting.done and not waiting.abandoned:
                         waiting.go_live()
+
+    def _cancel_call(self) -> Call[Any]:
+        """The call that no code asks for: a person's wish that the run end."""
+        from perdure.engine.calls import CancelCall  # noqa: PLC0415 -- calls are made of the execution
+
+        call = CancelCall(self)
+        self.register(call)
+        return call
 
     def _replay(self) -> None:
         """`always_replay`: leave memory, and come back from the journal with all that is in it."""
