@@ -6,7 +6,6 @@ import asyncio
 import tempfile
 import time
 from collections.abc import Awaitable, Callable
-from pathlib import Path
 
 import asyncpg
 import nats
@@ -14,8 +13,8 @@ from nats.aio.msg import Msg
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks.own import own_settings
 from perdure.embedded.platform import Platform
-from perdure.settings import Settings
 
 SECONDS = 5.0
 CALLERS = (1, 16, 64, 256)
@@ -44,7 +43,7 @@ async def echo(msg: Msg) -> None:
 async def main() -> None:
     table = Table("what", "callers", "a second", "p50 ms", "p99 ms", box=None)
     with tempfile.TemporaryDirectory(prefix="perdure-bench-") as home:
-        settings = Settings(home=Path(home))
+        settings = own_settings(home)
         async with Platform(settings, processes=(), free_ports=True, offline=False) as platform:
             nc = await nats.connect(platform.urls.nats_url)
             pool = await asyncpg.create_pool(platform.urls.database_url, min_size=8, max_size=64)

@@ -29,9 +29,9 @@ from rich.table import Table
 
 from benchmarks.agents.talking import Bench, Talk, model_alone
 from benchmarks.engine.peers import new_database, run_peer
+from benchmarks.own import own_settings
 from perdure.embedded.platform import Platform
 from perdure.embedded.processes import CORE, ProcessSpec, python_environment
-from perdure.settings import Settings
 
 HERE = Path(__file__).parent
 RESULTS = HERE.parent / "results"
@@ -44,7 +44,7 @@ LIVE = "SELECT count(*) FROM processes WHERE agent_name = $1 AND state = 'live' 
 
 async def main(peers_python: Path | None) -> None:
     with tempfile.TemporaryDirectory(prefix="perdure-bench-") as home:
-        settings = Settings(home=Path(home))
+        settings = own_settings(home)
         spec = ProcessSpec("agent-talker", (str(HERE / "talker.py"),), tuple(each.name for each in CORE))
         async with Platform(settings, processes=(*CORE, spec), free_ports=True, offline=True) as platform:
             nc = await nats.connect(platform.urls.nats_url)

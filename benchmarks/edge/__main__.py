@@ -19,10 +19,10 @@ import orjson
 import psutil
 from rich.console import Console
 
+from benchmarks.own import own_settings
 from perdure.embedded.platform import Platform
 from perdure.embedded.ports import free_port
 from perdure.embedded.processes import CORE, GATEWAY, ProcessSpec
-from perdure.settings import Settings
 
 HERE = Path(__file__).parent
 RESULTS = HERE.parent / "results"
@@ -179,7 +179,7 @@ async def readers(port: int) -> dict[str, float]:
 async def main() -> None:
     with tempfile.TemporaryDirectory(prefix="perdure-bench-") as home:
         agent = ProcessSpec("agent-ticker", (str(HERE / "agent.py"),), tuple(each.name for each in CORE))
-        settings = Settings(home=Path(home))
+        settings = own_settings(home)
         async with Platform(settings, processes=(*CORE, GATEWAY, agent), free_ports=True, offline=False) as platform:
             port = int(str(platform.urls.gateway_url).rpartition(":")[2])
             echo_port = free_port()

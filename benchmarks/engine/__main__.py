@@ -27,9 +27,9 @@ from benchmarks.engine.conversation import conversation
 from benchmarks.engine.goals import Figure, for_json, table_of
 from benchmarks.engine.load import Measured, measure
 from benchmarks.engine.peers import Peer, measure_peers
+from benchmarks.own import own_settings
 from perdure.embedded.platform import Platform
 from perdure.embedded.processes import CORE, ProcessSpec
-from perdure.settings import Settings
 
 HERE = Path(__file__).parent
 RESULTS = HERE.parent / "results"
@@ -45,7 +45,7 @@ async def main(peers_python: Path | None) -> None:
     rows: list[tuple[Measured, Measured | None]] = []
     peers: list[Peer] = []
     with tempfile.TemporaryDirectory(prefix="perdure-bench-") as home:
-        settings = Settings(home=Path(home))
+        settings = own_settings(home)
         bench = ProcessSpec("agent-bench", (str(HERE / "agent.py"),), tuple(each.name for each in CORE))
         async with Platform(settings, processes=(*CORE, bench), free_ports=True, offline=False) as platform:
             state = platform.state

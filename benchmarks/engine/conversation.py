@@ -22,9 +22,9 @@ import orjson
 from nats.aio.client import Client
 
 from benchmarks.engine.goals import Figure, percentile, show
+from benchmarks.own import own_settings
 from perdure.embedded.platform import Platform
 from perdure.embedded.processes import SERVICES, python_environment
-from perdure.settings import Settings
 
 AGENT = Path(__file__).parents[1] / "agents" / "waiter.py"
 EARLY, LATE = 5, 500
@@ -100,7 +100,7 @@ async def turn(nc: Client, session: str, number: int) -> float:
 
 async def main() -> None:
     with tempfile.TemporaryDirectory(prefix="perdure-bench-") as home:
-        async with Platform(Settings(home=Path(home)), processes=SERVICES, free_ports=True, offline=False) as platform:
+        async with Platform(own_settings(home), processes=SERVICES, free_ports=True, offline=False) as platform:
             nc = await nats.connect(platform.urls.nats_url)
             database = await asyncpg.connect(platform.urls.database_url)
             try:

@@ -27,6 +27,7 @@ import orjson
 from nats.aio.client import Client
 
 from benchmarks.engine.goals import Figure, percentile, show
+from benchmarks.own import own_settings
 from perdure.embedded.platform import Platform
 from perdure.embedded.processes import SERVICES
 from perdure.settings import Settings
@@ -97,7 +98,7 @@ async def end(process: asyncio.subprocess.Process) -> None:
 async def benched() -> AsyncIterator[Bench]:
     """A platform with its services, and no agent yet."""
     with tempfile.TemporaryDirectory(prefix="perdure-bench-") as home:
-        async with Platform(Settings(home=Path(home)), processes=SERVICES, free_ports=True, offline=False) as platform:
+        async with Platform(own_settings(home), processes=SERVICES, free_ports=True, offline=False) as platform:
             nc = await nats.connect(platform.urls.nats_url)
             pool = await asyncpg.create_pool(platform.urls.database_url, min_size=2, max_size=8)
             await pool.execute(BEATS)
