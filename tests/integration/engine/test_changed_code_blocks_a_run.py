@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from typing import Any
+
 from perdure.agent.base import BaseAgent
 from perdure.engine import Context, workflow
 from tests.engine_support import signal, until
@@ -20,12 +22,18 @@ class Changing(BaseAgent):
         if code == "patched" and ctx.patched("check"):
             await ctx.step("check", self.echo, "c")
         if code != "nothing":
-            await ctx.step("read", self.echo, "other" if code == "arguments" else "r")
+            if code == "kind":
+                await ctx.transaction("read", self.booked, "r")
+            else:
+                await ctx.step("read", self.echo, "other" if code == "arguments" else "r")
             await ctx.step("write", self.echo, "w")
             await ctx.wait_signal("go")
         return code
 
     async def echo(self, value: str) -> str:
+        return value
+
+    async def booked(self, _connection: Any, value: str) -> str:
         return value
 
 
@@ -37,6 +45,7 @@ async def test_each_kind_of_change_blocks_with_a_diff_and_fixed_code_goes_on(set
         diffs = {
             "inserted": ("step 'read'", "step 'check'"),
             "arguments": ("step 'read'", "other arguments"),
+            "kind": ("step 'read'", "transaction 'read'"),
             "nothing": ("step 'read'", "nothing more"),
         }
         try:

@@ -153,3 +153,28 @@ async def test_retries_and_their_exhaustion_survive_a_change_of_process(failing,
     run = await until(platform, run_id, "completed")
     assert run["output"] == {"attempts": 3, "cause": "try 3"}, "the failure is the same on replay"
     assert process.agent.tries["always"] == 3
+
+
+class Later(BaseAgent):
+    name = "later"
+
+    @workflow
+    async def run(self, ctx: Context, task: Any) -> int:
+        return await ctx.step("try", self.attempt, retry=Retry(max_attempts=2, delay=60.0, jitter=False))
+
+    async def attempt(self, step: StepContext) -> int:
+        if step.attempt == 1:
+            raise OSError("not yet")
+        return step.attempt
+
+
+async def test_the_next_try_begins_when_its_pause_is_over_and_no_sooner_also_after_a_restart(harness):
+    async with harness(Later) as h:
+        run = await h.start({})
+        await run.waiting()
+        await h.clock.advance(30)
+        await h.restart()
+        await run.waiting()
+        assert run.executions("try") == 1
+        await h.clock.advance(31)
+        assert await run.result() == 2
