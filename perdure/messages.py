@@ -461,6 +461,13 @@ def told(problems: Sequence[tuple[str, Mapping[str, Any]]]) -> InvalidRequest:
     return InvalidRequest(text, fields=[_field(each) for _, each in problems])
 
 
+def misfit(error: ValidationError, whole: str, *, most: int = SHOWN) -> str:
+    """What pydantic has found, place by place, without the values, as one may be a secret; `whole` names the top."""
+    found = error.errors(include_url=False, include_context=False, include_input=False)
+    text = "; ".join(f"{'.'.join(map(str, each['loc'])) or whole}: {each['msg']}" for each in found[:most])
+    return f"{text}; and {len(found) - most} more" if len(found) > most else text
+
+
 def _field(problem: Mapping[str, Any]) -> str:
     if problem["type"] == "combination":
         return str(problem["ctx"]["field"])

@@ -18,6 +18,7 @@ from pydantic.errors import PydanticUserError
 
 from perdure.engine import Context, StepContext
 from perdure.errors import PerdureError
+from perdure.messages import misfit
 
 _PARAM_LINE = re.compile(r"^(?P<name>\*{0,2}\w+)\s*(?:\([^)]*\))?\s*:\s*(?P<text>.+)$")
 _SPHINX = re.compile(r"^\s*:param\s+(?:[\w.\[\], |]+\s+)?(?P<name>\w+)\s*:\s*(?P<text>.+)$", re.MULTILINE)
@@ -56,7 +57,7 @@ class FunctionSignature(Signature):
         try:
             filled = self.model.model_validate(document)
         except ValidationError as error:
-            raise ToolArgumentsError(f"the arguments do not fit: {_told(error)}") from None
+            raise ToolArgumentsError(f"the arguments do not fit: {misfit(error, 'arguments', most=10)}") from None
         return {name: getattr(filled, field) for field, name in self.fields.items()}
 
 
@@ -86,11 +87,6 @@ def json_object(text: str) -> dict[str, Any]:
     if not isinstance(document, dict):
         raise ToolArgumentsError("the arguments must be one JSON object")
     return document
-
-
-def _told(error: ValidationError) -> str:
-    said = error.errors(include_url=False, include_context=False, include_input=False)
-    return "; ".join(f"{'.'.join(map(str, one['loc'])) or 'arguments'}: {one['msg']}" for one in said[:10])
 
 
 def parse_docstring(text: str | None) -> tuple[str, dict[str, str]]:

@@ -14,7 +14,9 @@ from typing import Any, Final
 from uuid import UUID
 
 import orjson
-from pydantic import BaseModel, TypeAdapter
+from pydantic import BaseModel, TypeAdapter, ValidationError
+
+from perdure.messages import misfit
 
 _OPTIONS = orjson.OPT_PASSTHROUGH_SUBCLASS | orjson.OPT_NON_STR_KEYS
 _HASH_OPTIONS = orjson.OPT_SORT_KEYS | orjson.OPT_NON_STR_KEYS | orjson.OPT_PASSTHROUGH_SUBCLASS
@@ -173,8 +175,8 @@ class ResultType:
             return orjson.loads(text)
         try:
             return self._adapter.validate_json(text, by_alias=True, by_name=True)  # it was written by either
-        except ValueError as error:
-            raise TypeError(f"{what} does not fit its annotation: {error}") from error
+        except ValidationError as error:
+            raise TypeError(f"{what} does not fit its annotation: {misfit(error, 'the value')}") from error
 
 
 ANY_RESULT = ResultType(None)
