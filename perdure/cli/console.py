@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.text import Text
 
-from perdure.errors import ApiError, InvalidRequest, PerdureError
+from perdure.errors import ApiError, PerdureError
 from perdure.observe.logging import setup_logging
 from perdure.settings import Settings
 
@@ -64,14 +64,9 @@ def fail(error: BaseException | str, *, code: int = 1, advice: str = "") -> NoRe
 
 
 def run(work: Coroutine[Any, Any, T]) -> T:
-    """Run a command's coroutine; an error of Perdure becomes one clear line.
-
-    Ends the command with exit code 1 for an error, 2 for an argument that cannot be, 130 after Ctrl-C.
-    """
+    """Run a command's coroutine; an error of Perdure becomes one clear line and exit code 1, Ctrl-C exit code 130."""
     try:
         return asyncio.run(work)
-    except InvalidRequest as error:
-        fail(error, code=2)
     except PerdureError as error:
         fail(error)
     except KeyboardInterrupt:

@@ -357,7 +357,8 @@ class Walk:
         for fork in forks:
             await self.ended(fork["run_id"], "completed")
             assert await self.lines(fork["run_id"]) == {"last": 1}
-            assert [row[2] for row in await self.journal(fork["run_id"])] == ["one", "last"]
+            rows = [(kind, name) for _, kind, name, _ in await self.journal(fork["run_id"])]
+            assert rows == [("fork", run_id), ("step", "one"), ("step", "last")]
 
     async def ended(self, run_id: str, status: str) -> None:
         async def there() -> bool:
