@@ -16,7 +16,7 @@ from perdure.cli.console import err, fail, out, print_json
 from perdure.cli.run import see_through
 from perdure.client import Client, RunHandle
 from perdure.client.types import BulkAction
-from perdure.messages import RunStatus
+from perdure.fields import RunStatus
 
 RunId = Annotated[str, typer.Argument(metavar="RUN_ID", help="The run.", show_default=False)]
 Out = Annotated[Output, typer.Option("-o", "--output", help="How to print.")]

@@ -25,7 +25,8 @@ from perdure.edge.door import Door
 from perdure.edge.progress import progress
 from perdure.edge.replies import named
 from perdure.errors import ApiError, InvalidRequest, NotFound, RunFailed, Unauthorized, Unavailable
-from perdure.messages import CALL_TOOL, Id, Message, parse
+from perdure.fields import Id
+from perdure.messages import CALL_TOOL, Message, parse
 from perdure.subjects import AGENT_NAME, new_run_id
 
 BETWEEN: Final = "__"

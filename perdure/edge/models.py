@@ -6,7 +6,8 @@ from typing import Any, Literal
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
 
-from perdure.messages import AgentName, Configurations, Id, Message, Name, Revision, RunFilter, RunStatus, ScheduleName
+from perdure.fields import AgentName, Configurations, Id, Name, Revision, RunStatus
+from perdure.messages import Message, RunFilter, ScheduleName
 
 
 class Reply(BaseModel):

@@ -17,7 +17,8 @@ from perdure.edge.openai_common import agent_of, read_messages
 from perdure.edge.replies import ERRORS, STREAM
 from perdure.edge.roles import Operator
 from perdure.errors import InvalidRequest
-from perdure.messages import Id, Message
+from perdure.fields import Id
+from perdure.messages import Message
 from perdure.subjects import new_run_id
 
 router = APIRouter(tags=["ag-ui"], responses=ERRORS)

@@ -13,7 +13,7 @@ from perdure.edge.door import Door, door_of
 from perdure.edge.replies import ERRORS, Cursor, IdempotencyKey, Limit, SessionId, reply, run_id_of
 from perdure.edge.roles import Operator, Viewer
 from perdure.errors import InvalidRequest, NotFound, RunFailed, TooLarge
-from perdure.messages import AgentName
+from perdure.fields import AgentName
 from perdure.subjects import new_run_id
 
 router = APIRouter(tags=["conversations"], responses=ERRORS)

@@ -21,7 +21,8 @@ from perdure.edge.replies import (
 from perdure.edge.roles import Operator, Viewer
 from perdure.edge.tenants import tenant_runs
 from perdure.errors import InvalidRequest
-from perdure.messages import AgentName, Id, Name, RunApprovals, RunStatus
+from perdure.fields import AgentName, Id, Name, RunStatus
+from perdure.messages import RunApprovals
 from perdure.subjects import new_run_id
 
 router = APIRouter(tags=["runs"], responses=ERRORS)

@@ -12,7 +12,8 @@ from perdure.edge.door import Door, door_of
 from perdure.edge.replies import ERRORS, Limit, reply
 from perdure.edge.roles import Operator, Viewer
 from perdure.errors import Forbidden, NotFound
-from perdure.messages import AgentName, ScheduleList, ScheduleSpec
+from perdure.fields import AgentName
+from perdure.messages import ScheduleList, ScheduleSpec
 from perdure.messages import ScheduleName as Name
 from perdure.subjects import SCHEDULE_NAME
 
