@@ -78,8 +78,11 @@ async def test_the_same_agent_has_its_own_settings_runs_and_history_in_each(sett
             names = {stream.config.name for stream in await nc.jetstream().streams_info()}
             assert {"WORK", "TASKS", "RUN_EVENTS", "staging-WORK", "staging-TASKS", "staging-RUN_EVENTS"} == names
             runs.wake(inside, "r", "nobody")
-            await inside.flush()
-            assert await standing(inside.jetstream(), subjects.STREAM_WORK) == {"work.nobody": 1}
+
+            async def stored() -> bool:
+                return await standing(inside.jetstream(), subjects.STREAM_WORK) == {"work.nobody": 1}
+
+            await eventually(stored)
             assert await standing(nc.jetstream(), subjects.STREAM_WORK) == {}
             keys = await eventually(lambda: redis.keys("ns:staging:*"))
             assert b"ns:staging:perdure:config:lkg:greeter" in keys

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from perdure import subjects
 from perdure.agent.base import BaseAgent
+from perdure.bus.streams import standing
 from perdure.engine import Context, runs, workflow
 from perdure.engine.clock import SystemClock
 from perdure.engine.start_options import StartOptions
@@ -39,7 +40,11 @@ async def test_a_wake_up_that_stands_in_the_stream_is_not_repeated_before_it_may
     await runs.accept(pool, [runs.new_start(f"{agent}-1", agent, 1) for agent in ("behind", "idle")])
     for _ in range(500):  # five seconds' worth
         runs.wake(nc, "behind-0", "behind")
-    await nc.flush()
+
+    async def stored() -> bool:
+        return await standing(nc.jetstream(), subjects.STREAM_WORK) == {"work.behind": 500}
+
+    await eventually(stored)  # a server takes messages before it stores them
 
     async def dispatched(age: float, sweep: float = 1.0) -> list[str]:
         await pool.execute("UPDATE runs SET dispatched_at = now() - $1 * interval '1 second', dispatches = 0", age)
